@@ -14,8 +14,8 @@ class AverageConfig:
 
     checkpoint: str = setting(
         "",
-        help="The folder of a run, or a model file in it, to average the newest checkpoints of this run. Or several "
-        "model files, separated by commas, to average these.",
+        help="The folder of a run, or a model file in it, to average the newest checkpoints of this run. Or the model "
+        "files to average, separated by commas.",
     )
     last: int = setting(5, at_least=1, help="Number of newest checkpoints of the run to average.")
     output: str = setting("", help="The file to write. Default: average.safetensors in the folder of the run.")
@@ -28,7 +28,7 @@ def main(config: AverageConfig) -> None:
         raise UserError("checkpoint= is not set.", "Set it to the folder of a run (save_dir).")
     several = "," in config.checkpoint
     if several and not config.output:
-        raise UserError("output= is not set.", "Set it to the file for the average of these checkpoints.")
+        raise UserError("output= is not set.", "Set it to the file to write.")
     from seqtk.checkpoint import edit, model_file
     from seqtk.cli.loading import check_output, split_paths
 

@@ -23,14 +23,14 @@ class ClassifyConfig(LoadConfig):
     input: str = setting("-", help="A text file with one example per line. -: standard input.")
     output: str = setting("-", help="The file to write. -: standard output.")
     format: Literal["text", "json"] = setting(
-        "text", help="The class alone, or JSON with the probability of each class."
+        "text", help="text: only the class. json: also the probability of each class."
     )
     truncate: bool | None = setting(
         None,
-        help="Truncate lines that are too long for the model at the end. false: raise an error. null: as in training.",
+        help="Truncate lines that exceed the model's maximum length. false: they are an error. null: as in training.",
     )
     max_tokens: int | None = setting(
-        4096, at_least=1, help="Maximum size of a batch: lines × tokens of its longest line. null: no limit."
+        4096, at_least=1, help="Maximum size of a batch: lines × tokens of the longest line. null: no limit."
     )
     max_sentences: int | None = setting(64, at_least=1, help="Maximum number of lines in a batch. null: no limit.")
     buffer_size: int = setting(1024, at_least=1, help="Number of lines to read before the first output is written.")
@@ -40,7 +40,7 @@ class ClassifyConfig(LoadConfig):
 def main(config: ClassifyConfig) -> None:
     """Classify lines of text: seqtk-classify PATH [input=FILE|-] [format=json].
 
-    Writes one line for each input line, in input order. A matching model reads two texts per line, separated by a tab.
+    Writes one line for each input line, in order. A matching model reads two texts per line, separated by a tab.
     """
     check_checkpoint(config)
     check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
@@ -63,19 +63,19 @@ def main(config: ClassifyConfig) -> None:
             if config.buffer_size == 1:
                 output.flush()
     if truncated:
-        print(f"Too long for the model and truncated at the end: {how_many(truncated, 'line')}.", file=sys.stderr)
+        print(f"Truncated to the model's maximum length: {how_many(truncated, 'line')}.", file=sys.stderr)
 
 
 def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
-    """Loads the classifier, or the ensemble, in `checkpoint`. Raises UserError for models of other tasks."""
+    """Loads the classifier, or the ensemble, in `checkpoint`. Raises UserError if a model is not a classifier."""
     from seqtk.pipelines import ClassificationPipeline
     from seqtk.tasks.masked_lm import MaskedLMTask
 
     pipeline = load_pipeline(config)
     if not isinstance(pipeline, ClassificationPipeline):
-        fix = "seqtk-generate uses models that write text."
+        fix = "To use a model that writes text, run seqtk-generate."
         if isinstance(pipeline.task, MaskedLMTask):
-            fix = f"It is a masked language model: train a classifier from it with init_from={config.checkpoint}."
+            fix = f"It is a masked language model. Train a classifier from it: init_from={config.checkpoint}."
         raise UserError(f"checkpoint={config.checkpoint} is not a classifier.", fix)
     return pipeline
 
@@ -83,7 +83,7 @@ def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
 def read_texts(path: str, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
     """Yields the texts in a file: one per line, or two separated by a tab.
 
-    Raises UserError for a line without the tab.
+    Raises UserError if a line of a pair does not have exactly one tab.
     """
     from seqtk.utils.text_io import read_lines
 
@@ -97,13 +97,13 @@ def as_pair(line: str, number: int) -> tuple[str, str]:
     if not tab or "\t" in second:
         raise UserError(
             f"Line {number:,} has {how_many(line.count(chr(9)), 'tab')}, not one: a matching model reads two texts.",
-            "Write both on one line, with a tab between them.",
+            "Write two texts on each line, separated by a tab.",
         )
     return first, second
 
 
 def as_line(found: "Classification", format: Literal["text", "json"]) -> str:
-    """Returns the class of one text as a line of output."""
+    """Formats the class of one text as a line of output."""
     if format == "text":
         return found.label
     return json.dumps({"label": found.label, "probabilities": found.probabilities}, ensure_ascii=False)

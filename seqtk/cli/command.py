@@ -20,7 +20,7 @@ from seqtk.utils.errors import UserError, is_out_of_memory
 
 C = TypeVar("C")
 
-USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes; all but 2: 128 + a signal's number
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes; 128 + n: signal n
 
 
 def command(
@@ -35,12 +35,12 @@ def command(
 
     Args:
         program: The name of the command.
-        config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
+        config_type: The config dataclass, or a function that imports and returns it, so that an unknown recipe is
             reported before torch is imported.
-        recipes: Whether the command takes `recipe=` and `--multirun`, and runs in the processes that srun started.
-        first: The key of the first argument if it is given without a key. If the value of this key is a list of texts,
-            all leading arguments without a key are its elements.
-        check: Raises UserError if the config and the keys that were typed do not go together.
+        recipes: True if the command accepts `recipe=` and `--multirun`, and runs in the processes that srun started.
+        first: The key of a first argument without a key. If the value of this key is a list of texts, it contains all
+            first arguments without a key.
+        check: A function of the config and the keys that were typed. Raises UserError if they are not compatible.
 
     Raises SystemExit with code 2 for an error that the user can fix, 1 for a system error, 130 for Ctrl-C.
     """
@@ -61,7 +61,7 @@ def command(
                     from seqtk.utils.slurm import adopt_slurm
 
                     adopt_slurm(os.environ)
-                if argv is None:  # the process ends with this command
+                if argv is None:  # the process ends after this command
                     # Python would search all objects of torch for cycles at exit, which takes half a second.
                     atexit.register(gc.freeze)
                 arguments = list(sys.argv[1:] if argv is None else argv)
@@ -93,7 +93,7 @@ def _read(
     first: str | None,
     about: str,
 ) -> C | None:
-    """Returns the config that the arguments describe. Returns None if it prints instead (`--help`)."""
+    """Returns the config from the arguments, or None if the arguments only print something (`--help`)."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
@@ -105,8 +105,8 @@ def _read(
     chosen = _values_of("recipe", rest) if recipes else []
     if len(chosen) > 1:
         raise UserError(
-            f"recipe= is given more than once: {', '.join(chosen)}.",
-            "Give one recipe. To build on others, list them in its defaults.",
+            f"recipe= is set more than once: {', '.join(chosen)}.",
+            "Set one recipe. It can list other recipes in its defaults.",
         )
     path = find_recipe(chosen[0]) if chosen else None
 
@@ -124,7 +124,7 @@ def _read(
     defaults = config_type() if isinstance(config_type, type) else config_type()()
     if path is not None:
         defaults = compose.with_default_save_dir(path, defaults)
-    if hasattr(defaults, "user_dir"):  # other commands build nothing that a plug-in could add
+    if hasattr(defaults, "user_dir"):  # other commands do not use plug-ins
         load_plugins(compose.text_of("user_dir", layers, overrides))
     if malformed:
         from seqtk.cli.fairseq_options import translate
@@ -141,7 +141,7 @@ def _read(
 
 
 def _is_positional(argument: str) -> bool:
-    """Returns whether an argument has no key. The path of an existing file has none, even if it contains `=`."""
+    """Returns True if an argument has no key. The path of an existing file has no key, even if it contains `=`."""
     return not argument.startswith(("-", "+", "~")) and ("=" not in argument or os.path.lexists(argument[:4096]))
 
 
@@ -154,7 +154,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
             action = "help"
         elif argument in ("-c", "--cfg", "--cfg=job"):
             if argument != "--cfg=job" and next(remaining, None) != "job":
-                raise UserError("--cfg: must be job.", "--cfg job prints the whole configuration.")
+                raise UserError("--cfg must be job.", "--cfg job prints the whole configuration.")
             action = "config"
         else:
             rest.append(argument)
@@ -168,7 +168,7 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _rank0_errors() -> Iterator[None]:
-    """Reports errors in the arguments in one process of each machine only, because they occur in all processes."""
+    """Context manager that reports errors in the arguments only once per machine, because all processes have them."""
     try:
         yield
     except UserError:
@@ -205,9 +205,9 @@ def _print_error(program: str, *lines: str) -> None:
 
 @contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
-    """Converts user errors, system errors and Ctrl-C into a message of at most three lines and an exit code.
+    """Context manager that converts user errors, system errors and Ctrl-C into at most three lines and an exit code.
 
-    Under torchrun the first process prints the whole error, every other process one line.
+    Under torchrun, the first process prints all lines of the error, and each other process prints one line.
     """
     try:
         with handling_sigterm(_interrupt):  # unfinished files are removed

@@ -1,7 +1,7 @@
 """Composes recipes and key=value arguments into a typed config, and writes configs as YAML.
 
-Hydra reads the defaults lists and the arguments; seqtk.config.schema checks all values. Each recipe of a defaults list
-is applied to the config in order. A recipe that sets a slot to another kind resets all settings of that slot.
+Hydra reads the defaults lists and the arguments; seqtk.config.schema checks all values. The recipes of a defaults list
+are applied to the config in order. A recipe that changes the kind of a slot resets all settings of that slot.
 """
 
 import math
@@ -32,10 +32,10 @@ C = TypeVar("C")
 
 
 SWEEP = object()
-"""The parsed value of `key=a,b`. A text field takes the text `a,b`. For any other field it requires `--multirun`."""
+"""The parsed value of `key=a,b`. In a text field, it is the text `a,b`. Other fields require `--multirun`."""
 
 MAX_PARSED = 10_000
-"""Maximum number of characters that are parsed, which takes seconds for long values. Longer values are text."""
+"""Maximum length of a value that is parsed, because parsing longer values takes seconds. They are text."""
 
 _KEY = r"[\w-]+(\.[\w-]+)*"
 _ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(?:=(?P<text>.*))?", re.DOTALL)
@@ -45,8 +45,8 @@ _ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(
 class Override:
     """One argument: `key=value`, `+key=value`, `++key=value` or `~key`, as in Hydra.
 
-    A typed config has all keys already, so `+` and `++` mean the same as `key=value`. `~key` removes the recipe's value
-    of the key. Config groups are chosen by `group=option` or `group@package=option`.
+    A typed config already has all keys, so `+` and `++` mean the same as `key=value`. `~key` removes the value that the
+    recipe sets. `group=option` and `group@package=option` choose an option of a config group.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Layer:
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     """Parses each argument by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
 
-    A value that the grammar cannot read (`~/data`, `a=b`, `é`) is taken as literal text.
+    A value that does not follow the grammar (`~/data`, `a=b`, `é`) is text.
     """
     parser = OverridesParser.create()
     return [_parse(parser, argument) for argument in arguments]
@@ -76,8 +76,8 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
     found = _ARGUMENT.fullmatch(argument)
     if found is None or (found["text"] is None and found["prefix"] != "~"):
         raise UserError(
-            f"'{written(argument)}' is not of the form key=value.",
-            "--help shows every key. Quote a value with spaces: 'key=two words'",
+            f"'{written(argument)}' does not have the form key=value.",
+            "--help lists all keys. Quote a value with spaces: 'key=two words'",
         )
     key, text = found["key"], found["text"] or ""
     if len(text) > MAX_PARSED:
@@ -85,15 +85,15 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
     try:
         parsed = parser.parse_override(f"{key}={text}")
         value = SWEEP if parsed.is_sweep_override() else parsed.value()
-    except (HydraException, ValueError, RecursionError):  # ValueError: a number of more digits than Python reads
+    except (HydraException, ValueError, RecursionError):  # ValueError: the number has more digits than Python accepts
         value = text
     return Override(key, value, text, delete=found["prefix"] == "~")
 
 
 def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
-    """Returns the overrides that choose an option of a config group, and the others.
+    """Returns (overrides that choose an option of a config group, all other overrides).
 
-    A group is a folder next to the recipe or among the shipped recipes. An option is a file in it.
+    A group is a folder in the recipe's folder or in that of the shipped recipes. An option is a file in the group.
     """
     folders = [*([recipe.parent] if recipe else []), recipe_folder()]
 
@@ -114,10 +114,10 @@ def with_default_save_dir(recipe: Path, config: C) -> C:
 
 
 def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
-    """Returns the files of the recipe at `path`, in the order in which they are applied: its defaults list.
+    """Returns the files of the recipe's defaults list, in the order in which they are applied.
 
-    An entry of that list names a recipe in the folder of `path`, or a shipped one. `groups` choose options of config
-    groups; a group that the defaults list does not have is appended to it.
+    An entry of this list names a recipe in the folder of `path`, or a shipped recipe. `groups` choose options of config
+    groups. A group that is not in the defaults list is appended to it.
     """
     folders = [*([path.parent] if path else []), recipe_folder()]
     escaped = str(recipe_folder()).replace("\\", "\\\\").replace("'", "\\'")
@@ -159,12 +159,12 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
 def _defaults_error(path: Path | None, error: Exception) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing is None:
-        return UserError(f"{path or 'The arguments'} cannot be read as a recipe.", str(error).strip().splitlines()[0])
+        return UserError(f"{path or 'The command line'} is not a valid recipe.", str(error).strip().splitlines()[0])
     neighbors = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem} if path else set()
     return UserError(
         f"There is no recipe called '{missing}'.",
         nearest(str(missing), {*recipe_names(), *neighbors}),
-        f"It is named in the defaults list of {path}, of a recipe in that list, or in an argument.",
+        f"The defaults list of {path}, or of a recipe in this list, or an argument names it.",
     )
 
 
@@ -189,7 +189,7 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
         try:
             config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), whole))
         except UserError as error:
-            raise UserError(*str(error).splitlines()[:2], f"(in the recipe {layer.path})") from None
+            raise UserError(*str(error).splitlines()[:2], f"The error is in the recipe {layer.path}.") from None
     recipe = config
     for override in _kinds_first(config, overrides):
         config = schema.update(config, override.key, _value(override, config))
@@ -197,7 +197,7 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
 
 
 def _without_other_command(config: C, recipe: C) -> C:
-    """Removes the recipe's `task.made_by` from the config if `task.data` is not the recipe's."""
+    """Removes the recipe's `task.made_by` from the config if `task.data` differs from the recipe's value."""
     task, of_recipe = getattr(config, "task", None), getattr(recipe, "task", None)
     if task is None or not task.made_by or task.data == of_recipe.data or task.made_by != of_recipe.made_by:  # type: ignore[union-attr]
         return config
@@ -205,7 +205,7 @@ def _without_other_command(config: C, recipe: C) -> C:
 
 
 def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> list[Layer]:
-    """Returns the layers without the keys that `~key` arguments name. Raises UserError if no layer sets one."""
+    """Returns the layers without the keys of `~key` arguments. Raises UserError if no layer sets such a key."""
     trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
     for override in deleted:
         *parents, leaf = override.key.split(".")
@@ -221,7 +221,7 @@ def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> li
             given = f"{override.key}={override.text}" if override.text else override.key
             raise UserError(
                 f"~{given}: the recipe does not set this key.",
-                "~ removes a setting of the recipe. Remove this argument.",
+                "~key removes a setting of the recipe. Remove this argument.",
             )
     return (
         [Layer(layer.path, OmegaConf.create(tree)) for layer, tree in zip(layers, trees, strict=True)]
@@ -243,7 +243,7 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
-    """Returns the value of a top-level text key before the whole config is composed; None if it is not set."""
+    """Returns the value of a top-level text key, or None, before the whole config is composed."""
     values = [layer.tree[key] for layer in layers if key in layer.tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
@@ -254,7 +254,7 @@ def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) ->
 
 
 def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
-    """Returns the tree in which `${key}` is looked up: all layers of a recipe, with the overrides applied."""
+    """Returns the tree that gives the values of `${key}`: all layers of a recipe, then the overrides."""
     whole = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
         *parents, leaf = override.key.split(".")
@@ -278,13 +278,13 @@ def _interpolated(value: Any, root: Any) -> Any:
         found = OmegaConf.create({**root, "": value})[""]
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
     except OmegaConfBaseException as error:
-        raise UserError(f"'{value}' cannot be interpolated: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"Interpolation of '{value}' failed: {str(error).splitlines()[0]}.") from None
 
 
 def _value(override: Override, config: Any) -> Any:
-    """Returns the override's value for its field, with `${key}` replaced by the current value of that key.
+    """Returns the value of an override for its field. Replaces `${key}` by the current value of that key.
 
-    Text fields take the argument literally, including 2024_01, 1e5, true, "a, b" and [x].txt.
+    The value of a text field is not parsed, as in 2024_01, 1e5, true, "a, b" and [x].txt.
     """
     value, text = override.value, override.text
     if not isinstance(value, str | None) and (
@@ -294,8 +294,8 @@ def _value(override: Override, config: Any) -> Any:
         return text
     if value is SWEEP:
         raise UserError(
-            f"{override.key}={written(text)}: has several values.",
-            f"Write a list as {override.key}=[{written(text)}]. To run the command for each value, add --multirun.",
+            f"{override.key}={written(text)} has several values.",
+            f"A list is written {override.key}=[{written(text)}]. To run the command for each value, add --multirun.",
         )
     if (
         isinstance(value, str)
@@ -304,14 +304,14 @@ def _value(override: Override, config: Any) -> Any:
         and not schema.takes_text(config, override.key)
     ):
         raise UserError(
-            f"{override.key}={written(text)}: cannot be read.",
-            "Check its brackets, quotes and commas, and quote the argument in a shell.",
+            f"{override.key}={written(text)} cannot be parsed.",
+            "Check brackets, quotes and commas, and quote the argument in a shell.",
         )
     return _interpolated(value, _escaped(schema.to_dict(config))) if "${" in text else value
 
 
 def to_yaml(config: Any) -> str:
-    """Returns the whole config as YAML. Used as a recipe, it reproduces this config."""
+    """Returns the whole config as YAML. As a recipe, this YAML gives the same config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(schema.to_dict(config))))
 
 

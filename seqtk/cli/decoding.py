@@ -1,4 +1,4 @@
-"""Settings of the search and loading of models, for seqtk-generate and seqtk-interactive."""
+"""Settings of the search, and loading of models, for seqtk-generate and seqtk-interactive."""
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,9 +19,9 @@ class DecodeConfig(SearchConfig, LoadConfig):
 
     format: Literal["text", "fairseq", "json"] = setting(
         "text",
-        help="text: one line for each input. fairseq: its lines S, T, H, D, P. json: one JSON object for each input.",
+        help="text: one line per input. fairseq: fairseq's lines S, T, H, D and P. json: one JSON object per input.",
     )
-    detokenize: bool = setting(True, help="Join tokens to text. false: write tokens separated by spaces.")
+    detokenize: bool = setting(True, help="Detokenize outputs. false: write tokens separated by spaces.")
     max_tokens: int | None = setting(
         4096, at_least=1, help="Maximum size of a batch: sentences × tokens of the longest source. null: no limit."
     )
@@ -36,14 +36,14 @@ class DecodeConfig(SearchConfig, LoadConfig):
 
 
 def check_decoding(config: DecodeConfig) -> None:
-    """Raises UserError for settings that are invalid for every model, before torch is imported."""
-    # The default of `sampling` depends on the model. Settings that contradict it are found when the model is loaded.
+    """Raises UserError if settings are invalid for every model. Called before torch is imported."""
+    # The default of `sampling` depends on the model, so settings that contradict it raise an error after loading.
     (replace(config, sampling=True, beam=None) if config.sampling is None else config).check()
     check_checkpoint(config)
 
 
 def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
-    """Raises UserError if nbest is more than 1 in a format that has one line for each sentence."""
+    """Raises UserError if nbest is more than 1 and the format has one line per sentence."""
     if config.format == "text" and config.nbest > 1 and not pipeline.free_text:
         raise UserError(
             f"nbest={config.nbest}: format=text writes one line for each sentence.",
@@ -52,27 +52,25 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 
 def check_no_search(config: SearchConfig) -> None:
-    """Raises UserError if a setting of the search or its output is set, because the model does not search."""
+    """Raises UserError if a setting of the search or of its output is set, because the model does not search."""
     for field in fields(config):
         of_search = field.name in SearchConfig.__dataclass_fields__ or field.name == "detokenize"
         if of_search and getattr(config, field.name) != field.default:
-            raise UserError(
-                f"{field.name}= is for models that write text, but this model does not write text.", "Remove it."
-            )
+            raise UserError(f"{field.name}= has no effect on this model, which does not write text.", "Remove it.")
 
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
-    """Loads the model, or the ensemble, in `checkpoint`. Raises UserError for models of other tasks."""
+    """Loads the model, or the ensemble, in `checkpoint`. Raises UserError if a model does not write text."""
     return as_text_pipeline(load_pipeline(config), config)
 
 
 def as_text_pipeline(pipeline: "Pipeline", config: DecodeConfig) -> "TextPipeline":
-    """Returns a pipeline that writes text. Raises UserError for models of other tasks."""
+    """Returns `pipeline` if its model writes text. Raises UserError if it does not."""
     from seqtk.pipelines import TextPipeline
 
     if not isinstance(pipeline, TextPipeline):
         raise UserError(
             f"checkpoint={config.checkpoint} is neither a translation model nor a language model.",
-            "seqtk-evaluate evaluates models of every task, seqtk-classify uses classifiers.",
+            "To evaluate a model of any task, run seqtk-evaluate. To use a classifier, run seqtk-classify.",
         )
     return pipeline

@@ -19,31 +19,31 @@ class EvalConfig(LoadConfig):
     """Settings of seqtk-eval-lm: the model, the text to score and its samples, and the format of the result."""
 
     data: str | None = setting(
-        None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
+        None, help="The data-bin with the split. null: the data-bin that the model was trained on."
     )
     split: str = setting("test", help="The split of data= to score.")
     input: str | None = setting(
-        None, help="A text file to score instead of data=, encoded with the model's vocabulary. -: standard input."
+        None, help="Text file to score instead of data=, encoded with the model's vocabulary. -: standard input."
     )
     text: str | None = setting(
         None,
-        help="The file of the original text, for metrics per word and byte. null: use the counts of preprocessing.",
+        help="The file with the original text, for metrics per word and byte. null: use the counts of preprocessing.",
     )
     break_mode: Literal["none", "complete", "complete_doc", "eos"] | None = setting(
         None, help="How the text is split into samples. null: as in training."
     )
     tokens_per_sample: int | None = setting(
-        None, at_least=1, help="Maximum number of tokens in a sample, context included. null: as in training."
+        None, at_least=1, help="Maximum number of tokens in a sample, including context. null: as in training."
     )
     context_window: int = setting(
         0,
         at_least=0,
-        help="Number of tokens at the start of a sample that were scored in earlier samples and are only context.",
+        help="Number of context tokens at the start of a sample. They were scored in earlier samples.",
     )
     streams: int | None = setting(
         None,
         at_least=1,
-        help="For models with recurrent state: number of contiguous streams in which the text is read. null: as in "
+        help="For models with recurrent state: number of contiguous streams into which the text is split. null: as in "
         "training.",
     )
     max_tokens: int | None = setting(
@@ -52,7 +52,7 @@ class EvalConfig(LoadConfig):
     max_sentences: int | None = setting(None, at_least=1, help="Maximum number of samples in a batch. null: no limit.")
     format: Literal["text", "json"] = setting("text", help="The format of the metrics on standard output.")
     output: str | None = setting(
-        None, help="The file to write the scores of all tokens to, one JSON object for each line of the text."
+        None, help="The file for the scores of all tokens, with one JSON object per line of the text."
     )
 
 
@@ -65,7 +65,7 @@ def main(config: EvalConfig) -> None:
     """
     check_checkpoint(config)
     if config.output == "-":
-        raise UserError("output=-: the metrics are printed on standard output.", "Set output= to a file.")
+        raise UserError("output=- is not possible: standard output has the metrics.", "Set output= to a file.")
     if config.output is not None:
         check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
     from seqtk.data.plan import BatchingConfig
@@ -75,7 +75,7 @@ def main(config: EvalConfig) -> None:
     if not isinstance(pipeline, GenerationPipeline):
         raise UserError(
             f"checkpoint={config.checkpoint} is not a language model.",
-            "seqtk-generate score_reference=true scores translations; seqtk-evaluate evaluates models of every task.",
+            "To score translations, run seqtk-generate score_reference=true. For other models, run seqtk-evaluate.",
         )
     scores = pipeline.score_corpus(
         data=config.data,
@@ -111,7 +111,7 @@ def _print(config: EvalConfig, scores: "CorpusScores") -> None:
     for name, value in values.items():
         print(f"{value:>10.4g} {name} ({metrics[name].unit})")
     if scores.text is not None:
-        name = "The text has" if config.text is not None else "The text, decoded from its tokens, has"
+        name = "The text has" if config.text is not None else "The text that was decoded from the tokens has"
         print(f"{name} {', '.join(how_many(count, noun) for noun, count in _sizes(scores).items())}.")
 
 

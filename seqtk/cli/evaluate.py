@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class EvaluateConfig(SearchConfig, LoadConfig):
     """Settings of seqtk-evaluate: the model, the data, and the metrics."""
 
-    data: str | None = setting(None, help="The data, for example a data-bin directory. null: the data of training.")
-    split: str | None = setting(None, help="The split of data= to evaluate on. null: test. Not with input=.")
+    data: str | None = setting(None, help="Location of the data, such as a data-bin. null: the training data.")
+    split: str | None = setting(None, help="The split of data= to evaluate on. null: test. Not possible with input=.")
     input: str | None = setting(
         None,
         help="Text file to evaluate on instead of data=. For a classifier: TSV, CSV or JSON lines. -: standard input.",
@@ -33,18 +33,18 @@ class EvaluateConfig(SearchConfig, LoadConfig):
     columns: Columns = Columns()
     reference: str | None = setting(
         None,
-        help="With input=: the file of references, line by line. For several references, separate files by commas.",
+        help="With input=: the file with the references, one per line. Several files are separated by commas.",
     )
-    metrics: tuple[str, ...] | None = setting(None, help="The metrics. null: the task's metrics that are available.")
-    decode: bool = setting(True, help="Compute the model's outputs, which metrics such as BLEU need.")
+    metrics: tuple[str, ...] | None = setting(None, help="The metrics. null: the available metrics of the task.")
+    decode: bool = setting(True, help="Decode the model's outputs, for metrics such as BLEU.")
     max_tokens: int | None = setting(
         4096, at_least=1, help="Maximum size of a batch: examples × tokens of the longest example. null: no limit."
     )
     max_sentences: int | None = setting(64, at_least=1, help="Maximum number of examples in a batch. null: no limit.")
     truncate: bool | None = setting(
         None,
-        help="For classifiers: truncate examples that are too long at the end. false: they are an error. null: as in "
-        "training.",
+        help="For classifiers: truncate examples that exceed the model's maximum length. false: they are an error. "
+        "null: as in training.",
     )
     bootstrap: int = setting(
         1000,
@@ -75,7 +75,7 @@ def main(config: EvaluateConfig) -> None:
     config.check()
     if config.input is not None and config.split is not None:
         raise UserError(
-            f"split={config.split} and input= are both set.", "Set one of them: a split of the data, or a text."
+            f"split={config.split} and input= are both set.", "Set only one of them: a split, or a text file."
         )
     if config.input is None and config.columns != Columns():
         raise UserError(
@@ -92,7 +92,7 @@ def main(config: EvaluateConfig) -> None:
     if not isinstance(pipeline.task, ClassificationTask):
         for field in fields(config):
             if field.name in _OF_CLASSIFIERS and getattr(config, field.name) != field.default:
-                raise UserError(f"{field.name}= applies only to classifiers.", "Remove it.")
+                raise UserError(f"{field.name}= has an effect only on classifiers.", "Remove it.")
     if not pipeline.task.has_outputs():
         check_no_search(config)
     if config.truncate is not None:
@@ -116,7 +116,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def plot_confusion(report: "ClassReport", output: str) -> None:
-    """Draws a confusion matrix: one row for each class, with the share of each predicted class as color."""
+    """Draws a confusion matrix. A row is a class. Colors are the shares of the predicted classes."""
     pyplot = load_pyplot("confusion=")
     count_CC, classes = report.confusion_CC, report.classes
     share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)

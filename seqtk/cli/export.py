@@ -26,7 +26,7 @@ def main(config: "ExportConfig") -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"output={output} cannot be written: there is no folder {output.parent}.")
     if output.exists() and not (output.is_file() or output.is_dir()):
-        raise UserError(f"output={output} is not a regular file.", "Archives cannot be written to a device or a pipe.")
+        raise UserError(f"output={output} is not a regular file.", "An archive cannot be written to a device or pipe.")
     from seqtk.checkpoint import trained_model
     from seqtk.cli.loading import check_not_input
     from seqtk.interop import chosen, exporters

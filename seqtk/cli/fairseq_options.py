@@ -100,7 +100,7 @@ KEYS: dict[str, str] = {
     "weight_decay": "optimizer.weight_decay",
     "workers": "workers",
 }
-"""Maps an option of fairseq to keys of seqtk. The suggestion uses the first of them that the command has."""
+"""Option of fairseq → keys of seqtk. The suggestion uses the first key that the command has."""
 
 CONSTANTS: dict[str, str] = {
     "bf16": "precision=bf16",
@@ -120,23 +120,23 @@ CONSTANTS: dict[str, str] = {
     "share_decoder_input_output_embed": "model.share_embeddings=decoder",
     "unnormalized": "normalize_scores=false",
 }
-"""Maps a switch of fairseq to the equivalent setting of seqtk."""
+"""Option of fairseq without a value → the equivalent setting of seqtk."""
 
 ADVICE: dict[str, str] = {
-    "ddp_backend": "start several processes with torchrun; parallel=ddp or parallel=fsdp2",
+    "ddp_backend": "start several processes with torchrun, and set parallel=ddp or parallel=fsdp2",
     "distributed_world_size": "start several processes with torchrun",
-    "maximize_best_checkpoint_metric": "validation.metric implies the direction",
+    "maximize_best_checkpoint_metric": "validation.metric determines the direction",
     "nwordssrc": "set vocab_size",
     "nwordstgt": "set vocab_size",
     "remove_bpe": "output is always plain text",
     "reset_optimizer": "use a new save_dir, and init_from=MODEL_FILE to keep the weights",
-    "restore_file": "a run resumes from its save_dir; init_from=MODEL_FILE starts a new run from those weights",
+    "restore_file": "a run resumes from its save_dir; init_from=MODEL_FILE starts a new run from a model",
     "tensorboard_logdir": "log.tensorboard=true writes save_dir/tensorboard",
     "thresholdsrc": "set vocab_size",
     "thresholdtgt": "set vocab_size",
-    "tokenizer": "text is tokenized by SentencePiece; tokens=words takes tokenized text",
+    "tokenizer": "SentencePiece tokenizes the text; for tokenized text, set tokens=words",
 }
-"""Maps an option of fairseq without an equivalent setting to advice on what to use instead."""
+"""Option of fairseq without an equivalent setting → advice on what to use instead."""
 
 NOT_NEEDED = {
     "checkpoint_suffix",
@@ -164,7 +164,7 @@ NO_COUNTERPART = "this command has no such setting"
 SHORT = {"a": "arch", "s": "source_lang", "t": "target_lang", "r": "ref", "o": "criterion"}
 
 POSITIONAL: dict[str, tuple[str, ...]] = {"seqtk-score": ("hypothesis", "reference")}
-"""The keys of positional arguments. In other commands, the only one is the data directory or the checkpoint."""
+"""Command → keys of its positional arguments. In other commands, the argument is the data or the checkpoint."""
 
 SLOTS = ("task", "model", "optimizer", "schedule", "criterion")
 
@@ -174,9 +174,9 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
     pairs, positional = _options(arguments)
     unknown = next((argument for argument in arguments if argument.startswith("-")), None)
     problem = (
-        f"There is no option {unknown}: settings are written key=value; --help shows them."
+        f"There is no option {unknown}. Settings have the form key=value; --help lists them."
         if unknown
-        else f"'{positional[0]}' is not of the form key=value."
+        else f"'{positional[0]}' does not have the form key=value."
     )
     for name, value in pairs:  # kinds first, because they determine which keys exist
         key = KEYS.get(name, "")
@@ -198,17 +198,17 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
         setting, note = _setting(name, value, known)
         if setting is None and not note and name not in NOT_NEEDED:
             leaves = [*known, *(["recipe"] if recipes else [])]
-            return UserError(problem, nearest_key(name, [], leaves) or "--help shows every key.")
+            return UserError(problem, nearest_key(name, [], leaves) or "--help lists all keys.")
         if setting is not None and setting not in translated:
             translated.append(setting)
         if note:
             advice.append(f"--{name.replace('_', '-')}: {note}")
-    meant = f"You may mean: {program} {' '.join(translated)}" if translated else ""
+    meant = f"Did you mean: {program} {' '.join(translated)}" if translated else ""
     return UserError(problem, meant, "; ".join(dict.fromkeys(advice)) + ("." if advice else ""))
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns the options as (name, value), key=value arguments as ("=", argument), and the positional arguments."""
+    """Returns (options as (name, value) and key=value arguments as ("=", argument), positional arguments)."""
     pairs: list[tuple[str, str]] = []
     positional: list[str] = []
     remaining = list(arguments)
@@ -239,7 +239,7 @@ def _is_number(text: str) -> bool:
 
 
 def _is_model(path: Path) -> bool:
-    """Returns whether a path is a model file or the folder of a run."""
+    """Returns True if a path is a model file or the folder of a run."""
     return path.suffix == ".safetensors" or (path / "latest").exists()
 
 
@@ -251,7 +251,7 @@ def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> t
 
 
 def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, str]:
-    """Returns the setting that corresponds to an option, or None, and advice on what to use instead."""
+    """Returns (the setting that corresponds to an option, or None; advice on what to use instead)."""
     if name in CONSTANTS:
         has_key = CONSTANTS[name].partition("=")[0] in known
         return (CONSTANTS[name], "") if has_key else (None, NO_COUNTERPART)
@@ -281,7 +281,7 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
 
 
 def _kind(slot: str, value: str) -> str | None:
-    """Returns the member of a slot's registry that corresponds to a fairseq name."""
+    """Returns the name in a slot's registry that corresponds to fairseq's name."""
     registry = next((known for known in REGISTRIES.values() if known.kind == slot), None)
     if registry is None:
         return None

@@ -25,31 +25,31 @@ class GenerateConfig(DecodeConfig):
     """Settings of seqtk-generate: the model, the text to translate or continue, and the output."""
 
     data: str | None = setting(
-        None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
+        None, help="The data-bin with the split. null: the data-bin that the model was trained on."
     )
     split: str = setting("test", help="The split of data= to translate.")
     input: str | None = setting(
         None, help="A text file to translate instead of data=, or a file with one prompt per line. -: standard input."
     )
     reference: str | None = setting(
-        None, help="The file of reference translations of input=, line by line. For several, separate files by commas."
+        None, help="File with the reference translations of input=, one per line. Commas separate several files."
     )
-    prefix: str | None = setting(None, help="A file whose lines are the beginnings of the translations of input=.")
+    prefix: str | None = setting(None, help="File with one text per line, with which the translation must begin.")
     prefix_size: int = setting(
-        0, at_least=0, help="The number of tokens of its reference that each translation must begin with."
+        0, at_least=0, help="Each translation must begin with this many tokens of its reference."
     )
-    score_reference: bool = setting(False, help="Score the references (the first file) instead of searching.")
+    score_reference: bool = setting(False, help="Score the references (in the first file) instead of translating.")
     output: str = setting("-", help="The file to write. -: standard output.")
     buffer_size: int = setting(
         8192,
         at_least=1,
-        help="The number of sentences to read and sort by length into batches before the first output is written.",
+        help="Number of sentences to read, and to sort into batches by length, before the first output is written.",
     )
     workers: int = setting(
         0,
         at_least=0,
         at_most=256,
-        help="The number of processes, of one thread each, on a CPU. 0: one process with all threads.",
+        help="On a CPU: number of processes with one thread each. 0: one process with all threads.",
     )
 
 
@@ -94,13 +94,13 @@ def main(config: GenerateConfig) -> None:
 def _check(config: GenerateConfig) -> None:
     check_decoding(config)
     if config.input is not None and config.data is not None:
-        raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
+        raise UserError("input= and data= are both set.", "Set only one of them: a text file, or a data-bin.")
     if config.input is None and (config.reference is not None or config.prefix is not None):
-        raise UserError("reference= and prefix= need input=.", "A split of a data-bin already has references.")
+        raise UserError("reference= and prefix= require input=.", "A split of a data-bin already has references.")
     if config.prefix is not None and config.prefix_size:
-        raise UserError("prefix= and prefix_size= are both set.", "Set one of them.")
+        raise UserError("prefix= and prefix_size= are both set.", "Set only one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
-        raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE.")
+        raise UserError("score_reference= and prefix_size= require references.", "Set reference=FILE.")
     if config.workers and config.device == "cuda":
         raise UserError("workers= is not possible with device=cuda.", "Remove it, or set device=cpu.")
     inputs = {key: getattr(config, key) for key in ("checkpoint", "input", "reference", "prefix")}
@@ -111,8 +111,8 @@ def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterato
     for key in ("data", "reference", "prefix", "prefix_size", "score_reference"):
         if getattr(config, key):
             raise UserError(
-                f"{key}= is for translation models; checkpoint={config.checkpoint} is a language model.",
-                "Set input= to a file with prompts. seqtk-eval-lm scores text.",
+                f"{key}= has no effect on checkpoint={config.checkpoint}, which is a language model.",
+                "Set input= to a file with prompts. To score text, run seqtk-eval-lm.",
             )
     from seqtk.utils.text_io import read_lines
 
@@ -138,7 +138,7 @@ def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iter
             short = files[lines.index(None)]
             longer = next(path for path, line in zip(files, lines, strict=True) if line is not None)
             raise UserError(
-                f"{short} has {how_many(number - 1, 'line')}, but {longer} has more.",
+                f"{short} has {how_many(number - 1, 'line')}, and {longer} has more.",
                 "input=, reference= and prefix= must have the same number of lines.",
             )
         yield pipeline.sentence(
@@ -193,18 +193,18 @@ class _Tally:
         if 2 * self.unknown > self.source_tokens:
             _report(
                 f"{self.unknown / self.source_tokens:.0%} of the input's tokens are unknown to the model. "
-                "Is the input tokenized as the training text was?"
+                "Check that the input is tokenized like the training text."
             )
         if self.unknown_in_prefix:
             _report(
-                f"{how_many(self.unknown_in_prefix, 'token')} of the prefixes are unknown to the model, "
-                "which reads <unk> instead."
+                f"{how_many(self.unknown_in_prefix, 'token')} of the prefixes are unknown to the model "
+                "and replaced by <unk>."
             )
         if self.truncated:
-            _report(f"Too long for the model and truncated at the end: {how_many(self.truncated, noun)}.")
+            _report(f"Truncated to the model's maximum length: {how_many(self.truncated, noun)}.")
         if self.prefixes_truncated:
             _report(
-                f"Prefix longer than the longest output and truncated: {how_many(self.prefixes_truncated, noun)}. "
+                f"Truncated the prefix to the maximum length of outputs: {how_many(self.prefixes_truncated, noun)}. "
                 "Raise max_length_b=."
             )
 

@@ -15,11 +15,11 @@ from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
 FEW = 6
-"""A slot with more names refers to a list at the end of the page."""
+"""The choices of a slot with more names than this are listed at the end of the page."""
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
-    """Returns the help page of a command, with the values that `config` holds."""
+    """Returns the help page of a command. The values are those of `config`."""
     title, _, body = inspect.cleandoc(about).partition("\n")
     head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""
     usage = [
@@ -42,7 +42,7 @@ def _end_of_page(registry: Registry[Any]) -> str:
 
 
 def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """Returns a registered name with its description and, for an attention layer, its roles."""
+    """Returns (registered name, description with, for an attention layer, its roles)."""
     config_type = registry.config_type(name)
     roles = getattr(registry.class_of(config_type), "roles", ())
     about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
@@ -56,7 +56,7 @@ def _row(key: str, text: str, width: int) -> str:
 
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields a pair (key=value, help text) for every field. The fields of a nested config follow its slot."""
+    """Yields ("key=value", help text) for each field. The fields of a nested config follow its slot."""
     hints = schema.hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -77,7 +77,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _choices(hint: Any) -> Iterator[str]:
-    """Yields the names that a field accepts: the members of its registry, or the values of a Literal."""
+    """Yields the names that a field accepts: those in its registry, or the values of a Literal."""
     if typing.get_origin(hint) is Literal:
         yield from map(str, typing.get_args(hint))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -1,4 +1,4 @@
-"""seqtk-import-fairseq: converts a model that fairseq trained into a model file."""
+"""seqtk-import-fairseq: converts a model of fairseq into a model file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ class ImportConfig:
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
     remove_bpe: str | None = setting(
         None,
-        help="Subword marker of the training text, such as '@@ ' or sentencepiece, to remove when tokens are joined "
-        "into text. none: the tokens are words. null: as recorded in data.",
+        help="Subword marker of the training text, such as '@@ ' or sentencepiece. Detokenization removes it. none: "
+        "the tokens are words. null: as recorded in data.",
     )
 
 
@@ -33,8 +33,8 @@ class ImportConfig:
 def main(config: ImportConfig) -> None:
     """Import a fairseq checkpoint: seqtk-import-fairseq checkpoint_best.pt data=DATA-BIN output=model.safetensors.
 
-    Imports translation and language models; the scores are equal to fairseq's. A sentencepiece.model in data= is
-    included.
+    Imports translation and language models. Their scores equal fairseq's. If data= contains a sentencepiece.model, the
+    imported model includes it.
     """
     if not config.checkpoint:
         raise UserError(

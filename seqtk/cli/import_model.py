@@ -27,7 +27,7 @@ def main(config: "ImportModelConfig") -> None:
 
 
 def import_model(importer: "Importer", checkpoint: Path, *, output: str) -> None:
-    """Writes the model at `checkpoint` to the model file `output`, and prints a summary."""
+    """Reads the model at `checkpoint`, writes it to the model file `output`, and prints a summary."""
     from seqtk.checkpoint import model_file
     from seqtk.cli.loading import check_output
 

@@ -18,9 +18,9 @@ class InspectConfig:
     """Settings of seqtk-inspect: the models or runs to show."""
 
     paths: tuple[str, ...] = setting(
-        (), help="A model file, the folder of one checkpoint, or the folder of a run. Two are compared."
+        (), help="A model file, the folder of one checkpoint, or the folder of a run. Two models are compared."
     )
-    user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
+    user_dir: str | None = setting(None, help="Package or module with plug-ins, which is imported first.")
 
 
 @command("seqtk-inspect", InspectConfig, first="paths")
@@ -31,8 +31,8 @@ def main(config: InspectConfig) -> None:
     """
     if not 1 <= len(config.paths) <= 2:
         raise UserError(
-            "paths= is not set." if not config.paths else f"paths= names {len(config.paths)} models.",
-            "Name a model file or the folder of a run, or two to compare: seqtk-inspect PATH [PATH]",
+            "paths= is not set." if not config.paths else f"paths= has {len(config.paths)} models.",
+            "Set one model file or folder of a run, or two to compare them: seqtk-inspect PATH [PATH]",
         )
     from seqtk.checkpoint import model_file
 
@@ -77,7 +77,7 @@ def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
     yield from aligned(rows, left=1)
     config = _config(model)
     if config is None:
-        yield "Settings: not shown, because this version of seqtk does not have all of them."
+        yield "Settings: not shown, because this version of seqtk does not know all of them."
         return
     yield "Settings other than the defaults:"
     text = " ".join(_not_default(config))
@@ -85,7 +85,7 @@ def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
 
 
 def _verified(path: str, model: "ModelFile") -> Iterator[str]:
-    """Reads every checkpoint and model of a run, and builds the model. Raises UserError if anything is damaged."""
+    """Reads all checkpoints and models of a run, and builds the model. Raises UserError if a file is damaged."""
     from pathlib import Path
 
     from seqtk.checkpoint import model_file, trained_model
@@ -116,14 +116,14 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
     model_file.set_tensors(built, model.tensors, source=path)
     bad = first_bad(model.tensors)
     if bad is not None:
-        raise UserError(f"{path}: the weight {bad} is not finite.", "Its training diverged: use an earlier checkpoint.")
+        raise UserError(f"{path}: the weight {bad} is not finite.", "Its training diverged. Use an earlier checkpoint.")
     if damaged:
         raise UserError(f"{path} has {how_many(len(damaged), 'damaged part')}: {', '.join(p.name for p in damaged)}.")
     yield "Verified: all files are complete, all checksums are correct, all weights are finite."
 
 
 def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
-    """Yields lines with the differences in origin, settings and vocabularies, and in the tensors by module."""
+    """Yields lines with the differences in origin, settings, vocabularies and tensors (by module)."""
     from seqtk.checkpoint.module_table import aligned, by_module
     from seqtk.training.resume import differences
 
@@ -143,7 +143,7 @@ def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
                 {line.rpartition(" ")[0] for line in each.assets[name].splitlines()} for each in (first, second)
             )
             common, own, others = len(one & two), len(one - two), len(two - one)
-            yield f"{name}: {common:,} tokens in common, {own:,} in the first only, {others:,} in the second only."
+            yield f"{name}: {common:,} tokens in both models, {own:,} only in the first, {others:,} only in the second."
     tensors = [("tensors by module", "equal", "different", "only first", "only second", "change")]
     for module, members in by_module(dict.fromkeys([*first.tensors, *second.tensors])).items():
         tensors.append((module, *_changes(members, first, second)))
@@ -151,9 +151,9 @@ def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
 
 
 def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple[str, str, str, str, str]:
-    """Returns how many tensors are equal, different or in one model only, and ‖second - first‖ / ‖first‖.
+    """Returns the numbers of tensors that are equal, different or in only one model, and the relative difference.
 
-    The relative difference is over all tensors that both models have.
+    The relative difference is ‖second - first‖ / ‖first‖ over all tensors that both models have.
     """
     import torch
 
@@ -173,7 +173,7 @@ def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple
 
 
 def _vocabularies(model: "ModelFile") -> dict[str, str]:
-    """Returns a short description of each dictionary, tokenizer and list of classes."""
+    """Returns name → short description, for each dictionary, tokenizer and list of classes."""
     from seqtk.utils.errors import how_many
 
     found = {}
@@ -191,7 +191,7 @@ def _vocabularies(model: "ModelFile") -> dict[str, str]:
 
 
 def _config(model: "ModelFile") -> "TrainConfig | None":
-    """Returns the settings of the run, or None if one of them is unknown to this version."""
+    """Returns the settings of the run, or None if this version does not know one of them."""
     from seqtk.training.resume import saved_config
 
     try:

@@ -1,4 +1,4 @@
-"""seqtk-interactive: translates, continues or classifies lines as they are typed, or through a pipe."""
+"""seqtk-interactive: translates, continues or classifies lines from a terminal or a pipe."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from seqtk.pipelines import ClassificationPipeline, TextPipeline
 
 Answer = Callable[[Sequence[str], int], Iterator[tuple[str, bool]]]
-"""A function of (lines, number of the first line). Yields (output, whether the line was truncated) for each line."""
+"""A function of (lines, number of the first line). Yields (output, True if the line was truncated) for each line."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InteractiveConfig(DecodeConfig):
     )
 
     advice: ClassVar[dict[str, str]] = {
-        "input": "Input is typed, or comes through a pipe. For a file use seqtk-generate or seqtk-classify with input=."
+        "input": "Input comes from a terminal or a pipe. For a file, use seqtk-generate or seqtk-classify with input=."
     }
 
 
@@ -37,9 +37,9 @@ class InteractiveConfig(DecodeConfig):
 def main(config: InteractiveConfig) -> None:
     """Translate, continue or classify the lines you type: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
 
-    On a terminal it prints a prompt, and each hypothesis with its score. Ctrl-C drops the current line, Ctrl-D ends.
-    Through a pipe it reads lines and writes lines, buffer_size at a time. For an invalid line it
-    prints an error message and, through a pipe, an empty line (format=json: null). Then it reads the next line.
+    On a terminal, it prints a prompt, and each hypothesis with its score. Ctrl-C discards the current line; Ctrl-D ends
+    the program. From a pipe, it reads buffer_size lines, then writes their outputs. For an invalid line, it prints an
+    error message and, with a pipe, an empty line (format=json: null). Then it reads the next line.
     """
     check_decoding(config)
     on_terminal = sys.stdin.isatty()
@@ -71,14 +71,14 @@ def main(config: InteractiveConfig) -> None:
                             flush=True,
                         )
             except KeyboardInterrupt as interruption:
-                if not on_terminal or interruption.args:  # another signal, which gives its number
+                if not on_terminal or interruption.args:  # a signal other than Ctrl-C; its number is in `args`
                     raise
                 print()
             number += len(group)
 
 
 def _typed(prompt: str) -> Iterator[str]:
-    """Yields the lines that are typed, until Ctrl-D. Ctrl-C drops the line that is typed."""
+    """Yields the lines that the user types, until Ctrl-D. Ctrl-C discards the current line."""
     import readline  # noqa: F401  (gives `input` a history and editing)
 
     while True:
@@ -102,9 +102,9 @@ def _typed(prompt: str) -> Iterator[str]:
 def _answered(
     answer: Answer, lines: Sequence[str], first: int, *, failed: Literal["text", "fairseq", "json"] | None
 ) -> list[tuple[str, bool]]:
-    """Returns the outputs for `lines`. The error of one line is printed, and does not affect the others.
+    """Returns the outputs for `lines`. An error in one line is printed, and does not affect other lines.
 
-    `failed` is the format of the empty output for a line with an error. None: it has no output.
+    `failed` is the format of the empty output for a line with an error. None: such a line has no output.
     """
     try:
         return list(answer(lines, first))
@@ -117,14 +117,14 @@ def _answered(
 
 
 def _classifier(config: InteractiveConfig, pipeline: "ClassificationPipeline", *, scores: bool) -> Answer:
-    """Returns a function that gives the class of each line; with `scores`, the probability of every class.
+    """Returns a function that returns the class of each line or, with `scores`, the probabilities of all classes.
 
-    Raises UserError for settings that a classifier does not have.
+    Raises UserError if a setting has no effect on classifiers.
     """
     check_no_search(config)
     format = config.format
     if format == "fairseq":
-        raise UserError("format=fairseq: a classifier writes text or json.", "Set format=json for probabilities.")
+        raise UserError("format=fairseq is not possible for classifiers.", "Set format=text or format=json.")
 
     def answer(lines: Sequence[str], first: int) -> Iterator[tuple[str, bool]]:
         texts = (as_pair(line, number) if pipeline.task.pairs else line for number, line in enumerate(lines, first + 1))
@@ -139,7 +139,7 @@ def _classifier(config: InteractiveConfig, pipeline: "ClassificationPipeline", *
 
 
 def _decoder(config: InteractiveConfig, pipeline: "TextPipeline", *, scores: bool) -> Answer:
-    """Returns a function that gives the outputs for each line, with `scores` all hypotheses with their scores."""
+    """Returns a function that returns the outputs for each line or, with `scores`, all hypotheses with scores."""
     writer, search = pipeline.writer(detokenize=config.detokenize), pipeline.resolve(config)
 
     def answer(lines: Sequence[str], first: int) -> Iterator[tuple[str, bool]]:

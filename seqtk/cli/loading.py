@@ -22,19 +22,19 @@ class LoadConfig:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="The device. auto: a GPU if there is one.")
     precision: Literal["fp32", "bf16"] = setting(
-        "fp32", help="The precision of matrix products. Scores are float32 in any case."
+        "fp32", help="The precision of matrix products. Scores are always float32."
     )
     threads: int = setting(
         0,
         at_least=0,
         at_most=1024,
-        help="The number of CPU threads. 0: torch's default. 1 is best if other programs use the machine.",
+        help="Number of CPU threads. 0: torch's default. Use 1 if other programs use the machine.",
     )
-    user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
+    user_dir: str | None = setting(None, help="Package or module with plug-ins, which is imported first.")
 
 
 def check_checkpoint(config: LoadConfig) -> None:
-    """Raises UserError if no checkpoint is given, before torch is imported."""
+    """Raises UserError if no checkpoint is set. Called before torch is imported."""
     if not config.checkpoint:
         raise UserError(
             "checkpoint= is not set.", "Set it to a model file, the folder of one checkpoint, or the folder of a run."
@@ -54,7 +54,7 @@ def load_pipeline(config: LoadConfig) -> "Pipeline":
 
 
 def split_paths(value: str) -> list[str]:
-    """Returns the paths in a list with commas. A comma belongs to a path if a file of that name exists."""
+    """Splits a list of paths at commas. A comma belongs to a path if a file of that name exists."""
     pieces, paths = value.split(","), []
     while pieces:
         sizes = range(len(pieces), 0, -1)
@@ -65,9 +65,9 @@ def split_paths(value: str) -> list[str]:
 
 
 def check_output(path: Path, *, output: str = "output", **inputs: str | None) -> None:
-    """Raises UserError if `path` cannot be written as a file, or is one of the `inputs`, given as key → path.
+    """Raises UserError if `path` cannot be written as a file, or is one of `inputs` (key=path).
 
-    `output` is the key of `path`, for the message.
+    `output` is the key of `path`, for the error.
     """
     check_not_input(path, output=output, **inputs)
     if path.is_dir():
@@ -77,11 +77,9 @@ def check_output(path: Path, *, output: str = "output", **inputs: str | None) ->
 
 
 def check_not_input(path: Path, *, output: str = "output", **inputs: str | None) -> None:
-    """Raises UserError if `path` is one of the files in `inputs`, given as key → path: it would be overwritten."""
+    """Raises UserError if `path` is one of the files in `inputs` (key=path), which it would overwrite."""
     if not path.is_file():
         return
     for key, value in inputs.items():
         if any(Path(name).is_file() and path.samefile(name) for name in split_paths(value or "")):
-            raise UserError(
-                f"{output}={path} is also {key}={value}: it would be overwritten.", f"Set another {output}=."
-            )
+            raise UserError(f"{output}={path} would overwrite {key}={value}.", f"Set a different {output}=.")

@@ -1,4 +1,4 @@
-"""seqtk-plot: draws the curves of a metric of several runs into a picture."""
+"""seqtk-plot: plots a metric of one or more runs."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from seqtk.utils.files import atomic_file
 from seqtk.utils.suggestions import near_path, nearest
 
 Points = list[tuple[int, float]]
-"""(update, value), in order."""
+"""(update, value) pairs, in order."""
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -23,7 +23,7 @@ class PlotConfig:
     """Settings of seqtk-plot: the runs, the metric, and the picture to write."""
 
     runs: tuple[str, ...] = setting((), help="Folders of runs (their save_dir).")
-    metric: str = setting("loss", help="The metric to plot, as log.jsonl names it: loss, nll, ppl, bleu, lr, ….")
+    metric: str = setting("loss", help="The metric to plot, by its name in log.jsonl: loss, nll, ppl, bleu, lr, ….")
     output: str = setting("curves.png", help="The file to write, a .png, .svg or .pdf file.")
     log_scale: bool = setting(False, help="Use a logarithmic scale for the metric.")
     width: float = setting(8.0, above=0, at_most=100, help="Width of the picture in inches.")
@@ -34,10 +34,10 @@ class PlotConfig:
 def main(config: PlotConfig) -> None:
     """Plot a metric of one or more runs: seqtk-plot RUN… [metric=loss] [output=curves.png].
 
-    Reads each run's log.jsonl. Validation is drawn as a line with points, training as a thin line of the same color.
+    Reads each run's log.jsonl. Validation is a line with points; training is a thin line of the same color.
     """
     if not config.runs:
-        raise UserError("runs= is not set.", "Name one or more runs: seqtk-plot checkpoints/a checkpoints/b metric=nll")
+        raise UserError("runs= is not set.", "Set one or more runs: seqtk-plot checkpoints/a checkpoints/b metric=nll")
     check_picture("output", config.output)
     curves = {run: read_curves(Path(run), config.metric) for run in config.runs}
     plot(curves, config)
@@ -45,35 +45,35 @@ def main(config: PlotConfig) -> None:
 
 
 def check_picture(key: str, output: str) -> None:
-    """Raises UserError unless the file name `output`, the value of `key`, has the extension of a picture."""
+    """Raises UserError unless `output`, the value of `key`, has the file extension of a picture."""
     if Path(output).suffix.removeprefix(".") not in FORMATS:
         raise UserError(f"{key}={output}: must end in .{', .'.join(FORMATS)}.")
 
 
 def load_pyplot(user: str) -> Any:
-    """Imports matplotlib's pyplot without a display. Raises UserError, which names `user`, if it is not installed."""
+    """Imports matplotlib's pyplot without a display. Raises UserError, with `user`, if it is not installed."""
     try:
         import matplotlib
     except ImportError:
         raise UserError(
-            f"{user} needs matplotlib, which is not installed.", "Install it: pip install 'seqtk-torch[plot]'"
+            f"{user} requires matplotlib, which is not installed.", "Install it: pip install 'seqtk-torch[plot]'"
         ) from None
     matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "seqtk"  # equal runs give equal files
+    matplotlib.rcParams["svg.hashsalt"] = "seqtk"  # makes the files of equal runs identical
     from matplotlib import pyplot
 
     return pyplot
 
 
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
-    """Returns the values of a metric in a run's log, by kind of the log line (`train` or `valid`).
+    """Returns kind of a log line (`train` or `valid`) → values of the metric in a run's log.
 
     Raises:
-        UserError: If there is no log, or no value of the metric in it.
+        UserError: If the run has no log, or its log does not contain the metric.
     """
     log = run / "log.jsonl" if run.is_dir() else run
     if not log.is_file():
-        raise UserError(f"There is no run at {run}: {log} does not exist.", *near_path(run))
+        raise UserError(f"There is no run in {run}: {log} does not exist.", *near_path(run))
     curves: dict[str, Points] = {}
     known: set[str] = set()
     for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

@@ -1,4 +1,4 @@
-"""`seqtk-prepare`: makes the data-bin of a corpus that the recipes name."""
+"""`seqtk-prepare`: makes the data-bin of a corpus that recipes use."""
 
 import itertools
 import shlex
@@ -25,11 +25,11 @@ def run(config: PrepareConfig) -> None:
 
     `seqtk-prepare enwik8` downloads, checks, unpacks and splits enwik8 and makes data-bin/enwik8, which recipes read.
     `source=FOLDER` reads the published files, or the files unpacked from them, from the disk. If the command is
-    interrupted, run it again to continue. Labeled sets, generated sets and the demo corpus have other settings:
+    interrupted, run it again to continue. Labeled sets, generated sets and the demo corpus have different settings:
     see `seqtk-prepare NAME --help`.
     """
     if not config.corpus:
-        raise UserError("No corpus is named. Write seqtk-prepare NAME.", f"Known: {', '.join(NAMES)}.")
+        raise UserError("No corpus is set. Usage: seqtk-prepare NAME", f"NAME is one of {', '.join(NAMES)}.")
     if config.corpus not in CORPORA:
         raise UserError(f"There is no corpus called '{config.corpus}'.", nearest(config.corpus, NAMES))
     corpus = CORPORA[config.corpus]
@@ -42,7 +42,7 @@ def run(config: PrepareConfig) -> None:
 def run_demo(config: demo.DemoConfig) -> None:
     """Makes the demo corpus: English and German sentences of a small grammar, in seconds, without a download.
 
-    `seqtk-prepare demo` makes data-bin/demo, which recipe=demo reads (and makes itself if it is missing).
+    `seqtk-prepare demo` makes data-bin/demo, which recipe=demo reads. (recipe=demo also makes it if it is missing.)
     """
     report = demo.prepare(config, reporter=_reporter())
     print(report.table())
@@ -69,7 +69,7 @@ def _reporter() -> Reporter:
 
 
 def listed() -> str:
-    """Lists the corpora, one line each: name, description and data-bin folder."""
+    """Returns one line per corpus: name, description and data-bin folder."""
     rows = [(corpus.name, corpus.about, f"data-bin/{corpus.databin}") for corpus in CORPORA.values()]
     rows += [(name, labelled.about, f"data-bin/{name}") for name, labelled in LABELLED_SETS.items()]
     rows.append((DEMO, "English to German sentences of a small grammar, generated on this machine", demo.DESTINATION))
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with reporting_errors(PROGRAM):
         if len(names) > 1:
             raise UserError(
-                f"{PROGRAM} takes one corpus at a time, not {' and '.join(names)}.",
+                f"{PROGRAM} makes one corpus at a time, not {' and '.join(names)}.",
                 f"Write: {' && '.join(f'{PROGRAM} {name}' for name in names)}",
             )
         if arguments == ["ls"]:

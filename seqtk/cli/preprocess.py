@@ -1,4 +1,4 @@
-"""`seqtk-preprocess`: encodes text as a data-bin directory."""
+"""`seqtk-preprocess`: encodes text or labeled files as a data-bin."""
 
 import sys
 
@@ -14,10 +14,12 @@ def main(config: PreprocessConfig) -> None:
     """Turn text or labeled files into a data-bin: seqtk-preprocess train=TEXT destdir=DATA-BIN [key=value …].
 
     `seqtk-preprocess source_lang=en target_lang=de train=corpus/train valid=corpus/valid destdir=data-bin/corpus` reads
-    corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), learns a joint vocabulary, and encodes them.
-    Without target_lang= the text is monolingual, as for a language model, and may have other tokens:
+    corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), builds a joint vocabulary, and encodes them.
+
+    Without target_lang=, the text is monolingual, for a language model, and may have other kinds of tokens:
     `seqtk-preprocess tokens=bytes train=enwik8/train valid=enwik8/valid destdir=data-bin/enwik8`.
-    With columns.label= it makes a labeled data-bin from TSV, CSV or JSON lines, or from arrays of pixels or tokens:
+
+    With columns.label=, it makes a labeled data-bin from TSV, CSV or JSON lines, or from arrays of pixels or tokens:
     `seqtk-preprocess columns.text=review columns.label=stars train=train.csv valid=valid.csv destdir=data-bin/reviews`.
     `seqtk-preprocess columns.text=image columns.label=label train=train.npz test=test.npz destdir=data-bin/images`.
     """

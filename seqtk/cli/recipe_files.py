@@ -1,4 +1,4 @@
-"""Finds recipes: shipped ones by name, others by path. Does not import torch."""
+"""Finds recipes: shipped recipes by name, other recipes by path. Does not import torch."""
 
 import importlib.resources
 from collections.abc import Iterable
@@ -19,15 +19,15 @@ def recipe_names() -> list[str]:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Returns a line of advice: the known recipe closest to `name`, or how to list all recipes."""
+    """Returns a line of advice: the recipe with the nearest name, or how to list all recipes."""
     line = nearest(name, names)
-    return line if line.startswith("Did you mean") else "seqtk-recipes ls lists the shipped recipes."
+    return line if line.startswith("Did you mean") else "To list the shipped recipes, run seqtk-recipes ls."
 
 
 def find_recipe(name: str) -> Path:
-    """Returns the file of a recipe. A shipped one is given by its name, any other by its path.
+    """Returns the file of a recipe. `name` is the name of a shipped recipe, or the path of any other recipe.
 
-    A path has a folder or ends in .yaml. Raises UserError if there is no such recipe.
+    A path contains a folder or ends in .yaml. Raises UserError if there is no such recipe.
     """
     path = Path(name)
     if path.suffix == ".yml":
@@ -37,7 +37,7 @@ def find_recipe(name: str) -> Path:
             raise UserError(
                 f"There is no recipe called '{name}'.",
                 _nearest(name, recipe_names()),
-                "Give your own recipe by its path: recipe=mine.yaml",
+                "For a recipe that is not shipped, set its path: recipe=mine.yaml",
             )
         return recipe_folder() / f"{name}.yaml"
     path = (path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")).absolute()

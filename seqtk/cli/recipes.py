@@ -13,7 +13,7 @@ from seqtk.utils.suggestions import nearest
 USAGE = """\
 seqtk-recipes: List, show or copy the training recipes that come with seqtk.
 
-Usage: seqtk-recipes ls              list their names and what each trains
+Usage: seqtk-recipes ls                 list the names of recipes and what each trains
        seqtk-recipes show NAME       print one
        seqtk-recipes cp NAME FOLDER  copy one to edit; train with recipe=FOLDER/NAME.yaml
 """
@@ -36,12 +36,12 @@ def run(arguments: list[str]) -> str:
         case ["cp", name, folder]:
             return f"{_copy(find_recipe(name), Path(folder))}\n"
         case ["ls", *_]:
-            raise UserError("ls takes no arguments.", "Write: seqtk-recipes ls")
+            raise UserError("ls has no arguments.", "Usage: seqtk-recipes ls")
         case ["show" | "cp" as verb, *_]:
             wanted = {"show": "NAME", "cp": "NAME FOLDER"}[verb]
             raise UserError(
-                f"{verb} needs {wanted}.",
-                f"Write: seqtk-recipes {verb} {wanted}",
+                f"{verb} requires {wanted}.",
+                f"Usage: seqtk-recipes {verb} {wanted}",
                 f"NAME is one of {', '.join(recipe_names())}.",
             )
         case ["--version"]:
@@ -56,9 +56,11 @@ def run(arguments: list[str]) -> str:
 def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     if target.exists():
-        raise UserError(f"{target} exists already.", "Copy the recipe into another folder, or remove this file first.")
+        raise UserError(
+            f"{target} already exists.", "Copy the recipe to a different folder, or remove this file first."
+        )
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder.", "Name the folder to copy the recipe into.")
+        raise UserError(f"{folder} is a file, not a folder.", "Set FOLDER to the folder to copy the recipe to.")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return target

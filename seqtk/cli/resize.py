@@ -14,17 +14,17 @@ class ResizeConfig:
 
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
     max_length: int | None = setting(
-        None, at_least=1, help="The new maximum length of every attention layer that has one, in tokens."
+        None, at_least=1, help="The new max_length of all attention layers that have one, in tokens."
     )
     output: str = setting("", help="The file to write.")
-    user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
+    user_dir: str | None = setting(None, help="Package or module with plug-ins, which is imported first.")
 
 
 @command("seqtk-resize", ResizeConfig)
 def main(config: ResizeConfig) -> None:
     """Change the maximum input length of a trained model: seqtk-resize checkpoint=PATH max_length=N output=FILE.
 
-    Weights of positions that exist before and after are kept, so input that fits both lengths gives the same outputs.
+    Weights of positions that exist before and after are kept, so inputs that fit both lengths give the same outputs.
     Weights of new positions are initialized as in training.
     """
     for key in ("checkpoint", "max_length", "output"):

@@ -1,4 +1,4 @@
-"""seqtk-score: computes BLEU, chrF and TER of translations, and tests which system is better."""
+"""seqtk-score: computes BLEU, chrF and TER of translations, and tests if differences are significant."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,11 @@ class ScoreConfig:
     """Settings of seqtk-score: the translations, the references, and the metrics."""
 
     hypothesis: str = setting(
-        "", help="A file of translations. With several, separated by commas, each is compared with the first."
+        "", help="File with translations. If there are several, separated by commas, each is compared with the first."
     )
-    reference: str = setting(
-        "", help="The file with their references, line by line. For several references, separate files by commas."
-    )
+    reference: str = setting("", help="File with the references, one per line. Commas separate several files.")
     metrics: str = setting("bleu,chrf,ter", help="Metrics of text, separated by commas.")
-    lowercase: bool = setting(False, help="Ignore case (TER always does).")
+    lowercase: bool = setting(False, help="Ignore case. TER always ignores case.")
     tokenize: str = setting(
         "13a", help="The tokenizer of BLEU: 13a, intl, char, zh, ja-mecab, ko-mecab, flores200, none."
     )
@@ -35,9 +33,9 @@ class ScoreConfig:
 
 @command("seqtk-score", ScoreConfig)
 def main(config: ScoreConfig) -> None:
-    """Compare translations with references by sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE[,FILE…].
+    """Score translations with sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE[,FILE…].
 
-    With several hypotheses, each is tested against the first by paired bootstrap (Koehn 2004).
+    With several files of translations, a paired bootstrap test (Koehn 2004) compares each file with the first.
     """
     if not config.hypothesis or not config.reference:
         missing = "reference" if config.hypothesis else "hypothesis"
@@ -57,14 +55,14 @@ def main(config: ScoreConfig) -> None:
 
 
 def _check_distinct(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Raises UserError for a file that is given twice: scoring a text against itself is a mistake."""
+    """Raises UserError if the same file is set twice, because scoring a text against itself is a mistake."""
     seen: dict[str, str] = {}
     for key, paths in (("hypothesis", hypotheses), ("reference", references)):
         for path in paths:
             real = path if path == "-" else str(Path(path).resolve())
             if real in seen:
                 where = f"{key}= twice" if seen[real] == key else f"both hypothesis= and reference= ({path})"
-                raise UserError(f"The same file is given in {where}.", "Each file must be given once.")
+                raise UserError(f"The same file is set in {where}.", "Set each file only once.")
             seen[real] = key
 
 

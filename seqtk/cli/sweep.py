@@ -17,7 +17,7 @@ from seqtk.cli.recipe_files import recipe_folder
 from seqtk.utils.errors import UserError
 
 Command = Callable[..., None]
-"""A command's `main(arguments, *, subfolder)`."""
+"""The function `main(arguments, *, subfolder)` of a command."""
 
 
 def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
@@ -29,7 +29,8 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
     Args:
         main: The command. An exit code of 128 or more ends the sweep.
         arguments: The arguments without `--multirun`.
-        save_dir: Returns the save_dir of a run with these arguments. Raises UserError if they are invalid.
+        save_dir: A function that returns the save_dir of a run with these arguments. Raises UserError if the arguments
+            are invalid.
     """
     ours = [argument for argument in arguments if not argument.startswith(("hydra/", "hydra."))]
     hydra = [argument for argument in arguments if argument not in ours]
@@ -38,7 +39,7 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
     varied = [override for override in parsed.values() if override]
     fixed = [argument for argument, override in parsed.items() if not override]
     if not varied:
-        raise UserError("--multirun needs a key with several values.", "For example: attention=softmax,linear")
+        raise UserError("--multirun requires a key with several values.", "For example: attention=softmax,linear")
     folder = None
     if not any(argument.startswith("hydra/sweeper") for argument in hydra):
         try:
@@ -89,7 +90,7 @@ def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
         main([*fixed, *varied], subfolder=name)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-        if code >= 128:  # interrupted: the sweep ends, too
+        if code >= 128:  # interrupted, so the sweep also ends
             raise
         return code
     return 0

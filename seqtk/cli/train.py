@@ -21,13 +21,13 @@ def _config_type() -> "type[TrainConfig]":
 
 
 def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
-    """Raises UserError if keys that have no effect on a replay are given with it."""
+    """Raises UserError if keys are set that have no effect on a replay."""
     used = ("replay", "device", "threads", "user_dir")
     ignored = [key for key in typed if key not in used]
     if config.replay is not None and ignored:
         raise UserError(
-            f"{ignored[0]}= has no effect with replay=: the file holds the settings of the run.",
-            f"Set only replay= and, if needed, {', '.join(used[1:])}.",
+            f"{ignored[0]}= has no effect with replay=, because the file contains the settings of the run.",
+            f"Set only replay= and, if required, {', '.join(used[1:])}.",
         )
 
 
@@ -42,8 +42,8 @@ def main(config: "TrainConfig") -> None:
         return
     if not (config.max_updates or config.max_epochs):
         raise UserError(
-            "No recipe is set, and neither is max_updates or max_epochs.",
-            "Give a recipe: recipe=NAME; seqtk-recipes ls lists them.",
+            "recipe=, max_updates= and max_epochs= are not set.",
+            "Set a recipe: recipe=NAME. To list the recipes, run seqtk-recipes ls.",
             "Without a recipe, set max_updates or max_epochs, for example max_updates=1000.",
         )
     if config.dry_run:
@@ -70,11 +70,11 @@ def _train(config: "TrainConfig") -> "Result":
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
             if isinstance(error, UserError):
-                error.__traceback__ = None  # torchrun's report shows the message alone
+                error.__traceback__ = None  # so that torchrun's report contains only the message
             get_error_handler().record_exception(error)
         if not isinstance(error, LostProcessError):
             raise
-        print(f"seqtk-train: {error}", file=sys.stderr)  # the process that caused it has the traceback
+        print(f"seqtk-train: {error}", file=sys.stderr)  # the process with the error prints the traceback
         sys.exit(1)
 
 

@@ -218,8 +218,8 @@ class TestMultirun:
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--max-tokens", "4096"], "You may mean: seqtk-toy batch.max_tokens=4096"),
-        (["--max-tokens=4096", "name=x"], "You may mean: seqtk-toy batch.max_tokens=4096 name=x"),
+        (["--max-tokens", "4096"], "Did you mean: seqtk-toy batch.max_tokens=4096"),
+        (["--max-tokens=4096", "name=x"], "Did you mean: seqtk-toy batch.max_tokens=4096 name=x"),
         (["--lenpen", "0.6", "--batch-size", "32"], "seqtk-toy length_penalty=0.6 batch.max_sentences=32"),
         (["--max-token", "4096"], "Did you mean 'batch.max_tokens'?"),
         (["name=x", "--frobnicate"], "--help"),
@@ -248,7 +248,7 @@ def test_first_argument_needs_no_key(capsys: pytest.CaptureFixture[str]) -> None
     assert "Usage: seqtk-toy [NAME] [key=value ...]" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         takes_a_name(["tokens=7", "runs/a.pt"])
-    assert "'runs/a.pt' is not of the form key=value." in capsys.readouterr().err
+    assert "'runs/a.pt' does not have the form key=value." in capsys.readouterr().err
 
 
 def test_full_disk_error_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def answer(command: str, line: str) -> list[str]:
 def test_fairseq_command_line_is_translated(command: str, line: str, meant: str) -> None:
     lines = answer(command, line)
     assert len(lines) <= 3
-    assert lines[1] == f"You may mean: seqtk-{command.replace('_', '-')} {meant}"
+    assert lines[1] == f"Did you mean: seqtk-{command.replace('_', '-')} {meant}"
     overrides = compose.parse_overrides(shlex.split(meant))
     compose.compose(COMMANDS[command](), [], overrides)
 

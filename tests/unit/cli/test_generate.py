@@ -220,7 +220,7 @@ def test_output_file_is_complete_or_absent(run, refused, folder):
 
 def test_truncated_input_is_counted(run):
     stderr = run("input=test.de").err
-    assert "Too long for the model and truncated at the end: 3 sentences" in stderr
+    assert "Truncated to the model's maximum length: 3 sentences" in stderr
     assert "Translated 15 sentences (" in stderr
 
 
@@ -310,7 +310,7 @@ def test_sigterm_ends_the_interactive_prompt(at_a_terminal, capsys):
         (["checkpoint=model1.safetensors", "beam=2", "nbest=3", "format=json"], "nbest=3 is more than beam=2"),
         (["checkpoint=model1.safetensors,model3.safetensors"], "different vocabularies"),
         (["checkpoint=model3.safetensors"], "dictionary of 'en'"),
-        (["checkpoint=model1.safetensors", "input=test.de", "score_reference=true"], "need references"),
+        (["checkpoint=model1.safetensors", "input=test.de", "score_reference=true"], "require references"),
         (["checkpoint=model1.safetensors", "lenght_penalty=1"], "Did you mean 'length_penalty'"),
         (["checkpoint=model1.safetensors", "input=test.de", "output=nowhere/out"], "no folder nowhere"),
     ],
@@ -341,7 +341,7 @@ class TestReferences:
 class TestPrefix:
     def test_long_prefix_is_reported(self, run):
         stderr = run("input=test.de", "prefix=test.en", "max_length_b=3").err
-        assert "Prefix longer than the longest output and truncated: 3 sentences" in stderr
+        assert "Truncated the prefix to the maximum length of outputs: 3 sentences" in stderr
 
     def test_unknown_words_are_reported_and_kept(self, run, folder):
         (folder / "begin").write_text("zebra new\n" * len(SOURCES))

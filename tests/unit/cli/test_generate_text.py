@@ -128,7 +128,7 @@ def test_worker_processes_do_not_change_the_output(run: Run) -> None:
         ("data=words", "data="),
         ("input=prompts reference=prompts", "reference="),
         ("input=prompts prefix=prompts", "prefix="),
-        ("score_reference=true", "seqtk-eval-lm scores text"),
+        ("score_reference=true", "To score text, run seqtk-eval-lm"),
         ("temperature=0", "temperature=0"),
         ("top_p=2", "top_p=2.0"),
         ("sampling=false top_k=3", "sampling=true"),

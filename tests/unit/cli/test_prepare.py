@@ -43,7 +43,7 @@ def test_demo_accepts_pairs_and_vocab_size(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "No corpus is named"),
+        ([], "No corpus is set"),
         (["enwik9"], "Did you mean 'enwik8'?"),
         (["ptb", "sorce=x"], "Did you mean 'source'?"),
         (["ptb", "source=nowhere"], "source=nowhere does not exist"),
@@ -73,7 +73,7 @@ def test_demo_accepts_pairs_and_vocab_size(tmp_path: Path, capsys: pytest.Captur
         (["lra_text", "source=nowhere"], "source=nowhere does not exist"),
         (["imdb", "tokens=bytes"], "tokens=bytes"),
         (["imdb", "valid_share=1"], "valid_share=1"),
-        (["corpus=ag_news", "source=x", "mirror=http://x"], "are both given"),
+        (["corpus=ag_news", "source=x", "mirror=http://x"], "are both set"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -105,7 +105,7 @@ def test_ptb_is_prepared_from_a_local_copy(
     assert "929,589" in printed.out
     assert printed.out.endswith("wrote data-bin/ptb\n")
     assert "length and md5 as published" in printed.err
-    assert "There is a data-bin in data-bin/ptb already." in failed("ptb", capsys=capsys)[0]
+    assert "data-bin/ptb already contains a data-bin." in failed("ptb", capsys=capsys)[0]
 
 
 def test_unfinished_corpus_error_names_the_command(tmp_path: Path) -> None:
