@@ -1,4 +1,4 @@
-"""Fields of config dataclasses: a default, the help text, and the range that a value must lie in.
+"""Fields of config dataclasses: the default, the help text, and the range of valid values.
 
 Every number must be finite unless its field says otherwise, and every whole number must fit into 64 bits.
 `seqtk.config.schema` checks each value that it sets; `check` checks a config that was built in Python.
@@ -26,10 +26,10 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     infinite: bool = False
-    """Whether infinity is accepted; NaN never is."""
+    """True if infinity is accepted. NaN is never accepted."""
 
     def accepts(self, value: float) -> bool:
-        """Returns whether `value` lies in the range."""
+        """Returns True if `value` is in the range."""
         return self._representable(value) and self._in_limits(value)
 
     def describe(self, value: float) -> str:
@@ -74,8 +74,8 @@ def setting(
     Args:
         default: The default value; immutable.
         help: One or two whole sentences, shown by `--help`.
-        at_least, above, at_most, below: Bounds of a number, or of each number in a tuple. None is always accepted
-            where the field's type allows it.
+        at_least, above, at_most, below: Bounds of a number, or of each number in a tuple. If the field's type allows
+            None, None is accepted too.
         infinite: Accept infinity.
     """
     limits = Range(at_least=at_least, above=above, at_most=at_most, below=below, infinite=infinite)
@@ -99,7 +99,7 @@ def help_of(config_type: type, name: str) -> str:
 
 
 def _metadata(config_type: type, name: str) -> Mapping[str, Any]:
-    """Returns the metadata of a field; a subclass that only changes the default inherits it."""
+    """Returns the metadata of a field. A subclass that changes only the default inherits it."""
     for cls in config_type.__mro__:
         field = cls.__dict__.get("__dataclass_fields__", {}).get(name)
         if field is not None and field.metadata:
@@ -109,7 +109,7 @@ def _metadata(config_type: type, name: str) -> Mapping[str, Any]:
 
 
 def check_number(value: float, limits: Range, *, key: str) -> None:
-    """Raises UserError, naming `key`, if the number is out of range."""
+    """Raises UserError if the number is out of range. The error contains `key`."""
     if not limits.accepts(value):
         raise UserError(f"{key}={written(value)}: must be {limits.describe(value)}.")
 
@@ -119,7 +119,7 @@ def check(config: Any, *, key: str = "") -> None:
 
     Args:
         config: A config dataclass.
-        key: The key under which the config is set, for the error.
+        key: The key of the config, for the error.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{key}.{field.name}" if key else field.name

@@ -13,7 +13,7 @@ C = TypeVar("C")
 
 
 def from_dict(config_type: type[C], tree: Mapping[str, Any]) -> C:
-    """Returns the config in a tree that this or an earlier version wrote; see `schema.from_dict`."""
+    """Returns the config from a tree that this or an earlier version wrote; see `schema.from_dict`."""
     return schema.from_dict(config_type, modernize(config_type, tree))
 
 
@@ -50,7 +50,7 @@ def _leaves(hint: Any) -> Iterator[Any]:
 
 
 def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
-    """Returns a tree without the dotted `key`, and the value that it had."""
+    """Returns (a copy of the tree without the dotted `key`, the value of that key)."""
     head, _, rest = key.partition(".")
     if not rest:
         return {name: item for name, item in tree.items() if name != head}, tree[head]
@@ -59,6 +59,6 @@ def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
 
 
 def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Returns a tree with the dotted `key` set."""
+    """Returns a copy of the tree with the dotted `key` set."""
     head, _, rest = key.partition(".")
     return {**tree, head: _with(tree.get(head) or {}, rest, value) if rest else value}

@@ -1,7 +1,7 @@
-"""Registries, which map a name to a config dataclass and to the class that it configures.
+"""Registries. A registry maps a name to a config dataclass and to the class that it configures.
 
-The *type* of a config selects the class. Importing a module registers the classes in it. So a plug-in is a module
-that uses `Registry.register`. It is imported if an installed package lists it as an entry point of the group
+The *type* of a config selects the class. Importing a module registers the classes in it. A plug-in is a module
+that uses `Registry.register`. seqtk imports it if an installed package lists it as an entry point of the group
 `seqtk.plugins`, or if the setting `user_dir` is its path.
 """
 
@@ -29,9 +29,9 @@ class Registry(Generic[T]):
     """The classes of one kind (`attention`, `task`, …), each with a unique name and config type.
 
     Args:
-        kind: The noun for a member, as in errors: "attention".
-        config_base: The class that every config of the kind extends. A dataclass field of that type is a slot.
-        renamed: Old names of members → new names. An old name is accepted in files of an earlier version only.
+        kind: The noun for a registered class in errors, such as "attention".
+        config_base: The base class of all configs in the registry. A dataclass field of that type is a slot.
+        renamed: Old name of a class → new name. An old name is accepted only in files of an earlier version.
     """
 
     def __init__(self, kind: str, config_base: type, *, renamed: Mapping[str, str] | None = None) -> None:
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         return self._config_types[name]
 
     def knows(self, config_type: type) -> bool:
-        """Returns whether a class is registered for this config type."""
+        """Returns True if a class is registered with this config type."""
         return config_type in self._classes
 
     def class_of(self, config_type: type) -> type[T]:
@@ -100,12 +100,12 @@ class Registry(Generic[T]):
 
 
 def slot_of(config: Any) -> Registry[Any] | None:
-    """Returns the registry in which the type of `config` is registered, if any."""
+    """Returns the registry that contains the type of `config`, or None."""
     return next((known for known in REGISTRIES.values() if known.knows(type(config))), None)
 
 
 def registry_of(config_base: type) -> Registry[Any] | None:
-    """Returns the registry whose `config_base` is exactly this class; None if there is none."""
+    """Returns the registry whose `config_base` is exactly this class, or None."""
     return next((known for known in REGISTRIES.values() if known.config_base is config_base), None)
 
 
@@ -134,7 +134,7 @@ def load_plugins(user_dir: str | None = None) -> None:
     loaded_from = getattr(sys.modules[name], "__file__", None)
     if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
         raise UserError(
-            f"user_dir={user_dir} has the name of another module: {name}, from {loaded_from or 'the interpreter'}.",
+            f"user_dir={user_dir} has the name of a loaded module: {name}, from {loaded_from or 'the interpreter'}.",
             "Rename it.",
         )
 
@@ -151,7 +151,7 @@ def _import_errors(what: str) -> Iterator[None]:
 
 
 def _line_of(error: Exception) -> list[str]:
-    """Returns the line of a syntax error, or the last line that ran in the folder of the plug-in."""
+    """Returns where the plug-in failed: the line of a syntax error, or the last line that ran in its folder."""
     if isinstance(error, SyntaxError):
         return [f"Line {error.lineno} of {error.filename}:"]
     importing = (Path(__file__), Path(importlib.__file__).parent)

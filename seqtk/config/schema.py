@@ -1,16 +1,16 @@
-"""Converts config dataclasses to and from plain trees; the only place where keys and values are checked.
+"""Converts config dataclasses to and from plain trees. All keys and values are checked here.
 
 A config is a frozen dataclass. A field whose type is the base of a registry is a *slot*, which holds any config of that
 registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with that name under
 `kind`. An unknown key is an error that names the nearest known one. A number out of its field's range (see
 `seqtk.config.fields`) is an error that names the key as it was typed.
 
-A config class may have three tables:
+A config class may define three mappings:
 
-- `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that sets several others.
+- `aliases: ClassVar[dict[str, tuple[str, ...]]]`: an alias → the keys that it sets.
 - `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it was removed. Both are dotted and
   relative to the class. Setting an old key is an error that names the new one; `seqtk.config.legacy` reads it.
-- `advice: ClassVar[dict[str, str]]`: a key that does not exist but may be expected → the last line of the error.
+- `advice: ClassVar[dict[str, str]]`: a key that does not exist but that users may try → the last line of the error.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "") -
     Args:
         config_type: A config class, or the base of a registry; then `tree` has a `kind`.
         tree: The plain tree.
-        key: The key under which the config is set, for errors.
+        key: The key of the config, for errors.
     """
     return typing.cast(C, _convert_config(config_type, tree, None, key))
 
@@ -61,7 +61,7 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
         for target in stands_for(config, alias):
             if holds(tree, target):
                 raise UserError(
-                    f"'{where}{alias}' and '{where}{target}' are both given, but the first is an alias of the second.",
+                    f"'{where}{alias}' and '{where}{target}' are both set, but the first is an alias of the second.",
                     "Remove one of them.",
                 )
     for name in sorted(tree, key=lambda name: name in aliases):
@@ -70,23 +70,23 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
 
 
 def update(config: C, key: str, value: Any) -> C:
-    """Returns a copy of `config` with the dotted `key` set to `value`; in a tuple of configs it is set in each."""
+    """Returns a copy of `config` with the dotted `key` set to `value`. In a tuple of configs, it is set in each."""
     return _set(config, key, value, key)
 
 
 def takes_text(config: Any, key: str) -> bool:
-    """Returns whether `key` is of type str (or None), so that any value is taken literally."""
+    """Returns True if `key` is of type str (or None), so that its value is not parsed."""
     hint = _hint_at(config, key)
     return hint is str or set(typing.get_args(hint)) == {str, type(None)}
 
 
 def takes_texts(config: Any, key: str) -> bool:
-    """Returns whether `key` is a tuple of any number of strings."""
+    """Returns True if the value of `key` is a tuple of any number of strings."""
     return bool(_hint_at(config, key) == tuple[str, ...])
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:
-    """Returns every dotted key that `update` takes, aliases included."""
+    """Returns every dotted key that `update` accepts, including aliases."""
     found = []
     for name in [field.name for field in dataclasses.fields(config)]:
         found.append(prefix + name)
@@ -101,7 +101,7 @@ def keys(config: Any, prefix: str = "") -> list[str]:
 
 
 def _value_at(config: Any, key: str) -> Any:
-    """Returns the value at a dotted key; None if there is none."""
+    """Returns the value of a dotted key, or None if the key does not exist."""
     for part in key.split("."):
         config = getattr(config, part, None)
     return config
@@ -168,13 +168,13 @@ def _set_inside(hint: Any, current: Any, rest: str, value: Any, shown: str, type
 
 
 def default_of(hint: Any) -> Any:
-    """Returns the config in which a key is set if an optional field is null: the default of its type."""
+    """Returns the default config of an optional field. Its keys can be set while the field is null."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
 
 def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> tuple[Any, ...]:
-    """Sets `key` in every config of a list that has this key. At least one must have it; the kinds may differ."""
+    """Sets `key` in each config that has this key. At least one config must have it; the kinds may differ."""
     head = key.partition(".")[0]
     has_key = [head in hints_of(type(config)) or head in _aliases(type(config)) for config in configs]
     return tuple(
@@ -184,7 +184,7 @@ def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> 
 
 
 def _convert(hint: Any, value: Any, current: Any, key: str, limits: Range) -> Any:
-    """Returns `value` converted to the type `hint`; a mapping for a nested config changes only the keys it names."""
+    """Returns `value` converted to the type `hint`. A mapping for a nested config changes only the keys it contains."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, current, key, limits)
@@ -233,8 +233,8 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
         start = current if dataclasses.is_dataclass(current) else hint()
         if registry is not None and slot_of(start) is None:
             raise UserError(
-                f"{key or registry.kind}={{{', '.join(map(str, value))}}}: has no kind.",
-                f"Add the name of a registered {registry.kind}: {{kind: {next(iter(registry))}, …}}.",
+                f"{key or registry.kind}={{{', '.join(map(str, value))}}}: the key 'kind' is missing.",
+                f"Set it to the name of a registered {registry.kind}: {{kind: {next(iter(registry))}, …}}.",
             )
     return merge(start, value, key=key)
 
@@ -287,7 +287,7 @@ def _renamed_error(old: str, new: str) -> UserError:
 
 
 def _hint_at(config: Any, key: str) -> Any:
-    """Returns the type of the field at the dotted `key`; None if there is none."""
+    """Returns the type of the field at the dotted `key`, or None if there is no such field."""
     head, _, rest = key.partition(".")
     for target in _aliases(type(config)).get(head, ()):
         return _hint_at(config, f"{target}.{rest}" if rest else target)
@@ -298,12 +298,12 @@ def _hint_at(config: Any, key: str) -> Any:
 
 
 def _configs_in(value: Any) -> list[Any]:
-    """Returns the configs that a field holds: its value, the elements of its tuple, or none."""
+    """Returns the configs in the value of a field: the value, the elements of a tuple, or none."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
 
 
 def holds(tree: Any, key: str) -> bool:
-    """Returns whether the dotted `key` is set in a plain tree."""
+    """Returns True if the dotted `key` is set in a plain tree."""
     head, _, rest = key.partition(".")
     return isinstance(tree, Mapping) and head in tree and (not rest or holds(tree[head], rest))
 
@@ -313,7 +313,7 @@ def _aliases(config_type: type) -> dict[str, tuple[str, ...]]:
 
 
 def renamed_keys(config_type: type) -> dict[str, str]:
-    """Returns the table `renamed` of a config class; empty if it has none."""
+    """Returns the mapping `renamed` of a config class, or an empty one."""
     return getattr(config_type, "renamed", {})
 
 

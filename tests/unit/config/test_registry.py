@@ -123,7 +123,7 @@ def test_missing_user_dir_is_refused(plugin: Path) -> None:
 
 def test_user_dir_named_like_a_module_is_refused(plugin: Path) -> None:
     (plugin / "json.py").write_text("")
-    with pytest.raises(UserError, match="has the name of another module: json"):
+    with pytest.raises(UserError, match="has the name of a loaded module: json"):
         load_plugins(str(plugin / "json.py"))
 
 

@@ -111,7 +111,7 @@ def test_alias_and_parent_of_its_target_are_combined() -> None:
 
 @pytest.mark.parametrize("model", [{"attention": "dot"}, {"decoder": {"layer": "dot"}}])
 def test_setting_an_alias_and_its_target_is_refused(model: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="are both given"):
+    with pytest.raises(UserError, match="are both set"):
         build(attention="dense", model=model)
 
 
@@ -143,12 +143,12 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         (
             "attention",
             ["dot", {"heads": 2}],
-            "attention={heads}: has no kind.\nAdd the name of a registered toy layer: {kind: dense, …}.",
+            "attention={heads}: the key 'kind' is missing.\nSet it to the name of a registered toy layer",
         ),
         (
             "attention",
             [{1: 2}],
-            "attention={1}: has no kind.\nAdd the name of a registered toy layer: {kind: dense, …}.",
+            "attention={1}: the key 'kind' is missing.\nSet it to the name of a registered toy layer",
         ),
         ("attention", ["dot", "dens"], "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
         (
