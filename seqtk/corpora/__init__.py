@@ -22,7 +22,7 @@ from seqtk.corpora.spec import Corpus
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus for corpus in (ENWIK8, WIKITEXT103, WIKITEXT103_BPE, PTB, WMT14_EN_DE, WMT14_EN_FR, MULTI30K)
 }
-"""Published text of language models and translation."""
+"""Name → published corpus of text, for language models and translation."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class LabelledSet:
     """A data set for classification, which `seqtk-prepare NAME` writes to data-bin/NAME.
 
     Attributes:
-        about: A description of one line.
+        about: A one-line description.
         recipe: The name of a recipe that trains on it.
-        config: The class of its settings. If this class has a property `recipe`, its value, unless None, replaces
-            the attribute `recipe`.
+        config: The class of its settings. If this class has a property `recipe` that is not None, it replaces the
+            attribute `recipe`.
         make: The function that writes the data-bin, given the settings, the folder and a `reporter`. It returns a
             report.
     """
@@ -70,4 +70,4 @@ LABELLED_SETS: dict[str, LabelledSet] = {
         "easy images of Pathfinder, generated", "mini_pathfinder", MiniPathfinderConfig, prepare_pathfinder
     ),
 }
-"""Data sets for classification, published or generated, in the order in which `seqtk-prepare ls` lists them."""
+"""Name → data set for classification (published or generated), in the order of `seqtk-prepare ls`."""

@@ -1,7 +1,7 @@
 """Corpora with classes: IMDB, AG News, CIFAR-10 in gray, and the pairs of articles in the Long Range Arena.
 
-The checksums are those of torchtext (IMDB, AG News) and of the page of CIFAR-10. For corpora without a validation set,
-a share of the training set becomes the validation set. Test sets stay as published.
+The checksums are from torchtext (IMDB, AG News) and from the web page of CIFAR-10. If a corpus has no validation set, a
+share of the training set becomes the validation set. Test sets are as published.
 """
 
 import csv
@@ -39,12 +39,12 @@ from seqtk.utils.progress import Reporter
 from seqtk.utils.text_io import check_utf8, read_lines
 
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
-_MOST_BYTES = 10_000  # longer articles of pairs are truncated
+_MOST_BYTES = 10_000  # longer articles are truncated
 
 
 @dataclass(frozen=True)
 class HeldOutConfig(FilesConfig):
-    """Settings of a corpus without a published validation set."""
+    """Settings of a corpus that has no published validation set."""
 
     valid_share: float = setting(
         0.1,
@@ -58,12 +58,12 @@ class HeldOutConfig(FilesConfig):
 
 @dataclass(frozen=True)
 class TextConfig(HeldOutConfig):
-    """Settings of a corpus of texts: where its files are, and its tokens."""
+    """Settings of a corpus of texts: the location of its files, and its tokens."""
 
     tokens: Literal["lowercase_words", "sentencepiece"] = setting(
         "lowercase_words",
-        help="Tokens: words in lower case without punctuation (words that occur once are unknown), or SentencePiece "
-        "pieces.",
+        help="Kind of tokens: words in lower case without punctuation (words that occur once are unknown), or "
+        "SentencePiece pieces.",
     )
     vocab_size: int = setting(30_000, at_least=8, at_most=10_000_000, help="Maximum size of the vocabulary.")
 
@@ -77,7 +77,7 @@ class LabelledCorpus:
         files: The files to download if source= is not set. Empty if the corpus cannot be downloaded.
         counts: The published number of examples of each split.
         tokens: "bytes" or "pixels". None: the setting `tokens` selects them.
-        pair: Whether an example is a pair of texts.
+        pair: True if an example is a pair of texts.
     """
 
     name: str
@@ -110,7 +110,7 @@ def prepare_labelled(
     if not places:
         if not corpus.files:
             raise UserError(
-                f"{corpus.name} cannot be downloaded.", "Set source=FOLDER; see docs/corpora.md for its files."
+                f"{corpus.name} cannot be downloaded.", "Set source=FOLDER. docs/corpora.md lists the files."
             )
         places = list(fetch_all(corpus.files, config, reporter=reporter, retry=retry).values())
     data = corpus.read(places, corpus.counts)
@@ -138,7 +138,7 @@ Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 
 def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
-    """Yields the examples of `train` and `test`; a share of `train` becomes the split `valid`."""
+    """Yields the examples of `train` and `test`. Moves a share of `train` to the split `valid`."""
     validates = _validation_mask(len(data["train"]), config).tolist()
     for split, examples in data.items():
         for index, (label, text) in enumerate(examples):
@@ -147,7 +147,7 @@ def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
 
 
 def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
-    """Returns the images of `train` and `test`; a share of `train` becomes the split `valid`."""
+    """Returns the images of `train` and `test`. Moves a share of `train` to the split `valid`."""
     validates = _validation_mask(len(data["train"][1]), config)
 
     def arrays(split: str, mask: Any) -> Arrays:
@@ -164,7 +164,7 @@ def _validation_mask(count: int, config: HeldOutConfig) -> npt.NDArray[np.bool_]
 
 def _check_count(found: int, published: int | None, what: str) -> None:
     if published not in (None, found):
-        raise UserError(f"There are {found:,} {what}, not {published:,} as published.", "Use another source=.")
+        raise UserError(f"There are {found:,} {what}, not {published:,} as published.", "Use a different source=.")
 
 
 def _clean(text: bytes, name: str) -> bytes:
@@ -223,7 +223,7 @@ def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, in
             name, tab, text = rest.partition("\t")
             if label not in ("0", "1") or not tab or not name.partition("_")[0].isdigit():
                 raise UserError(
-                    f"Line {number} of {path} must be label, id and text, separated by tabs, but is:", repr(line[:60])
+                    f"Line {number} of {path} must have label, id and text, separated by tabs, but is:", repr(line[:60])
                 )
             yield split, int(label), int(name.partition("_")[0]), _clean(text.encode(), str(path))
 
@@ -278,7 +278,7 @@ def read_cifar10(places: Sequence[Path], counts: Mapping[str, int]) -> Pixels:
     for split, (_, labels) in images.items():
         _check_count(len(labels), counts.get(split), f"images for {split}")
         if labels.max() > 9:
-            raise UserError(f"{split} has the label {labels.max()}; CIFAR-10 has 0 to 9.", "Use another source=.")
+            raise UserError(f"{split} has the label {labels.max()}, not 0 to 9.", "Use a different source=.")
     return images
 
 
@@ -315,7 +315,7 @@ def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterato
             label, *parts = line.split("\t")
             if label not in ("0", "1", "0.0", "1.0") or len(parts) != 4:
                 raise UserError(
-                    f"Line {number} of {path} must be label, id1, id2, text1 and text2, separated by tabs, but is:",
+                    f"Line {number} of {path} must have label, id1, id2, text1 and text2, separated by tabs, but is:",
                     repr(line[:60]),
                 )
             first, second = (part.encode()[:_MOST_BYTES] for part in parts[2:])
@@ -385,4 +385,4 @@ LABELLED = {
         ),
     )
 }
-"""The corpora with classes by name."""
+"""Name → corpus with classes."""

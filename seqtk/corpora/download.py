@@ -2,8 +2,8 @@
 
 A download is called `NAME.partial` until it is complete and checked. `NAME.partial.json` records its URL and version
 (ETag or date), so that a rerun requests only the rest of the same version (Range with If-Range, RFC 9110, 13.1.5 and
-14.2). A server that does not support ranges, or has a new version of the file, sends the whole file, and the download
-starts over: parts of two versions are never joined.
+14.2). If the server does not support ranges, or has a new version of the file, it sends the whole file, and the
+download starts over. So parts of two versions are never joined.
 """
 
 import fcntl
@@ -36,11 +36,11 @@ _ADVICE = "Try again later, or use mirror=URL, or source=FOLDER for files that y
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long to wait for a server."""
+    """Settings of repeated attempts to reach a server."""
 
-    attempts: int = 5  # attempts in a row without new bytes
-    pause: float = 2.0  # seconds before the second attempt; each further pause is twice as long
-    timeout: float = 60.0  # seconds without a byte
+    attempts: int = 5  # maximum number of consecutive attempts without new bytes
+    pause: float = 2.0  # seconds before the second attempt; each later pause is twice as long
+    timeout: float = 60.0  # maximum number of seconds without a byte
 
 
 def fetch(
@@ -48,14 +48,16 @@ def fetch(
 ) -> str:
     """Downloads `url` to `target`, unless `target` exists, and compares the file with the published one.
 
-    Returns a text for the user that names the compared properties, for example "length and sha256 as published". Raises
-    UserError if the file cannot be downloaded, or differs from the published one.
+    Returns the result of the comparison as text, for example "length and sha256 as published". Raises UserError if the
+    file cannot be downloaded, or differs from the published file.
     """
     if target.is_file():
-        return check_file(target, published, advice="Remove it, then run the same command again.", reporter=reporter)
+        return check_file(
+            target, published, advice="Remove the file, then run the same command again.", reporter=reporter
+        )
     with _opened(target, url) as partial:
         _receive(published, partial, reporter=reporter, retry=retry or RetryPolicy())
-        advice = "It was removed. Run the same command again, or use another mirror=URL."
+        advice = "The file was removed. Run the same command again, or use a different mirror=URL."
         try:
             checked = check_file(partial.path, published, advice=advice, reporter=reporter)
         except UserError:
@@ -120,7 +122,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 @contextmanager
 def _opened(target: Path, url: str) -> Iterator[_Partial]:
-    """Opens the download of `url` for `target`, locked against other processes."""
+    """Context manager that opens the download of `url` for `target`, and locks it against other processes."""
     path = _beside(target, ".partial")
     with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +130,12 @@ def _opened(target: Path, url: str) -> Iterator[_Partial]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"Another process is downloading {path}.", "Wait until it is done.") from None
+                raise UserError(f"Another process is downloading {path}.", "Wait until it has finished.") from None
             yield _Partial(target, url, file)
 
 
 def _receive(published: RemoteFile, partial: _Partial, *, reporter: Reporter, retry: RetryPolicy) -> None:
-    """Receives the whole file, in as many requests as needed."""
+    """Downloads the rest of the file, in one or more requests."""
     furthest, failures = partial.size, 0
     with reporter.bar(published.length, published.file_name, initial=partial.size) as bar:
         while True:
@@ -141,7 +143,7 @@ def _receive(published: RemoteFile, partial: _Partial, *, reporter: Reporter, re
                 problem = _request(published, partial, bar, timeout=retry.timeout)
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code == 416:  # no such range: the file on the server has become shorter
+                if error.code == 416:  # the range does not exist, because the file on the server has become shorter
                     partial.start_over(None)
                 elif error.code not in _TEMPORARY:
                     raise UserError(
@@ -167,12 +169,12 @@ def _given_up(partial: _Partial, problem: str) -> UserError:
     if not partial.size:
         partial.remove()
         return UserError(said, _ADVICE)
-    there = f"{partial.size:,} bytes are in {partial.path}. Run the same command again to download the rest."
+    there = f"{partial.path} has the first {partial.size:,} bytes. Run the same command again to download the rest."
     return UserError(said, there, _ADVICE)
 
 
 def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
-    """Requests the missing bytes. Returns None if the file is then complete, otherwise the problem."""
+    """Requests the missing bytes. Returns None if the file is complete afterwards, otherwise the problem."""
     headers = {"User-Agent": f"seqtk/{__version__}", "Accept-Encoding": "identity"}
     if partial.size and partial.version:
         headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.version}
@@ -211,8 +213,8 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
         raise _web_page(published, url)
     if published.length is not None and total != published.length:
         raise UserError(
-            f"{url} differs from the published {published.file_name}:",
-            f"the file on the server has {total:,} bytes, not {published.length:,}.",
+            f"{url} differs from the published {published.file_name}.",
+            f"The file on the server has {total:,} bytes, not {published.length:,}.",
             _ADVICE,
         )
 
@@ -220,6 +222,6 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
 def _web_page(published: RemoteFile, url: str) -> UserError:
     return UserError(
         f"{url} is a web page instead of {published.file_name}.",
-        "The file has moved, or a proxy requires a log-in.",
+        "The file was moved, or a proxy requires a login.",
         _ADVICE,
     )

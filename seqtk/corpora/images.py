@@ -20,9 +20,9 @@ CIFAR_PIXELS = 3 * 32 * 32
 
 
 def read_png(content: bytes, name: str) -> Image:
-    """Returns the pixels of a gray PNG of 8 bits, not interlaced.
+    """Returns the pixels of a gray 8-bit PNG image that is not interlaced.
 
-    Raises UserError, naming `name`, for any other file.
+    Raises UserError, with `name`, if the file is not such an image.
     """
     if not content.startswith(_SIGNATURE):
         raise UserError(f"{name} is not a PNG image.")
@@ -36,7 +36,7 @@ def read_png(content: bytes, name: str) -> Image:
             if kind == b"IHDR":
                 width, height, *form = struct.unpack(">IIBBBBB", body)
                 if form != [8, 0, 0, 0, 0]:
-                    raise UserError(f"{name} is not a gray image of 8 bits.", "Convert it, or use another source=.")
+                    raise UserError(f"{name} is not a gray 8-bit image.", "Convert it, or use a different source=.")
                 shape = (height, width)
             data += body if kind == b"IDAT" else b""
             at += 12 + length
@@ -66,7 +66,7 @@ def _unfiltered(kinds: Image, rows: Image, name: str) -> Image:
 
 
 def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
-    """Undoes a filter that predicts each pixel of a row also from the pixel to its left: Average or Paeth."""
+    """Undoes the filter Average or Paeth, which predicts a pixel from pixels above it and to its left."""
     out: list[int] = []
     left = corner = 0
     for value, up in zip(row, above, strict=True):
@@ -91,7 +91,7 @@ def write_png(image: Image) -> bytes:
 
 
 def sheet(images: Image, columns: int, gap: int = 2) -> Image:
-    """Returns one image with the given images of equal size in `columns` columns on white."""
+    """Arranges images of equal size in `columns` columns of one image with a white background."""
     rows = -(-len(images) // columns)
     height, width = (side + gap for side in images.shape[1:])
     page = np.full((rows * height + gap, columns * width + gap), 255, dtype=np.uint8)
@@ -102,13 +102,13 @@ def sheet(images: Image, columns: int, gap: int = 2) -> Image:
 
 
 def gray(rgb: Image) -> Image:
-    """Returns CIFAR's images in gray (ITU-R 601, rounded). Each has 3 × 1024 values: red, green, blue."""
+    """Converts CIFAR's images to gray (ITU-R 601, rounded). An input image has 3 × 1024 values: red, green, blue."""
     red, green, blue = rgb.reshape(-1, 3, CIFAR_PIXELS // 3).astype(np.int64).transpose(1, 0, 2)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, dtype=np.uint8)
 
 
 def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns pixels and labels of a batch of cifar-10-binary: per image 1 byte of label and 3072 bytes of pixels."""
+    """Returns (pixels, labels) of a batch of cifar-10-binary. An image is 1 byte of label and 3072 bytes of pixels."""
     if not content or len(content) % (1 + CIFAR_PIXELS):
         raise UserError(f"{name} is not a batch of CIFAR-10: it has {len(content):,} bytes.")
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + CIFAR_PIXELS)
@@ -116,7 +116,7 @@ def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.
 
 
 def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns the pixels and labels of a batch of cifar-10-python, without unpickling it, so no code in it runs.
+    """Returns (pixels, labels) of a batch of cifar-10-python, without unpickling it, so no code in it runs.
 
     The pickle is only split into its instructions. The pixels are the string of 3072 bytes per image, and the labels
     are the numbers in the list after the key `labels`.
@@ -139,8 +139,8 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
         pixels = None
     if pixels is None or len(labels) != len(pixels) // CIFAR_PIXELS or not all(0 <= label <= 9 for label in labels):
         raise UserError(
-            f"{name} is not a batch of CIFAR-10: no images with a label each were found in it.",
-            "For safety it was not unpickled, only searched. Use cifar-10-binary.tar.gz instead.",
+            f"{name} is not a batch of CIFAR-10: it contains no images with labels.",
+            "For safety, the file is searched, not unpickled. Use cifar-10-binary.tar.gz instead.",
         )
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, CIFAR_PIXELS), np.array(labels)
 
@@ -154,13 +154,13 @@ def read_npy(content: bytes) -> npt.NDArray[Any]:
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns the arrays `image`, uint8 [N, 32, 32], and `label`, [N], of an `.npz` file. Nothing is unpickled."""
+    """Returns (array `image`, uint8 [N, 32, 32]; array `label`, [N]) of an `.npz` file. Nothing is unpickled."""
     array = ArrayFile(str(path), items="image", labels="label")
     parts = list(array.parts())
     labels = array.labels()
     if not array.pixels or array.shape[1:] != (32, 32) or not all(label.isdecimal() for label in labels):
         raise UserError(
-            f"{path}: image must be uint8 [N, 32, 32] and label whole numbers [N].",
+            f"{path}: the array image must be uint8 [N, 32, 32], and the array label integers [N].",
             f"The shape of image is {list(array.shape)}.",
         )
     pixels = np.concatenate([symbols for symbols, _ in parts])

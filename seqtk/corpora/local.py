@@ -1,4 +1,4 @@
-"""Finds published files on the disk. An archive may be unpacked."""
+"""Finds published files on the disk. Archives may be unpacked."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from seqtk.utils.text_io import SUFFIXES
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
-    """Returns the path of each published file, or of each wanted member of an unpacked archive.
+    """Returns published file, or wanted member of an unpacked archive → path.
 
     `places` are the files and folders to search. Raises UserError if a file is not found.
     """
@@ -27,8 +27,8 @@ def _missing(published: RemoteFile, members: Sequence[RemoteFile], places: Seque
     inside = f", nor its members {', '.join(member.name for member in members)}" if members else ""
     return UserError(
         f"There is no {published.file_name} in source={','.join(map(str, places))}{inside}.",
-        f"It is published at {published.name}; plain and .gz files are accepted.",
-        "Remove source= to download it. source=A,B looks in two places.",
+        f"It is published at {published.name}. Plain and .gz files are accepted.",
+        "Remove source= to download it. source=A,B searches two folders.",
     )
 
 
@@ -48,7 +48,7 @@ def _candidates(published: RemoteFile, place: Path) -> Iterator[Path]:
 
 
 def find_named(places: Sequence[Path], *names: str) -> Path | None:
-    """Returns the first file or folder with one of these names among `places`, or up to two levels below them."""
+    """Returns the first file or folder with one of these names in `places`, or at most two levels below them."""
     for name in names:
         for place in places:
             inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
@@ -66,4 +66,4 @@ def find_text(places: Sequence[Path], name: str) -> Path | None:
 def missing_file(places: Sequence[Path], wanted: str) -> UserError:
     """Returns the error for a file of a corpus that was not found."""
     said = ",".join(map(str, places))
-    return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md names the files of each corpus.")
+    return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md lists the files of each corpus.")

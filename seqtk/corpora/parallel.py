@@ -1,7 +1,7 @@
 """Corpora of translation: WMT14 English to German and to French, Multi30k English to German.
 
 The lengths and checksums are from TensorFlow Datasets (training sets), sacreBLEU (test sets) and torchtext (Multi30k).
-None are published for the UN and Giga corpora.
+For the UN and Giga corpora, none are published.
 """
 
 from seqtk.corpora.spec import Corpus, RemoteFile

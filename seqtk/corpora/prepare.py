@@ -1,7 +1,7 @@
-"""Makes a data-bin from published files: finds or downloads, unpacks, splits and preprocesses them.
+"""Makes a data-bin from published files: finds or downloads the files, unpacks, splits and preprocesses them.
 
-In the data-bin's folder, `text/` holds the text of the splits, and `text/prepare.json` records its sources and counts.
-A rerun skips the steps that are recorded as done, so preparation resumes after an interruption.
+In the folder of the data-bin, `text/` contains the text of the splits, and `text/prepare.json` records its sources and
+counts. A rerun skips the steps that are recorded as finished, so preparation resumes after an interruption.
 """
 
 import json
@@ -26,23 +26,23 @@ from seqtk.utils.progress import Reporter, format_counts
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """Settings of a corpus: where its files come from, and where its data-bin is written."""
+    """Settings of a corpus: the location of its files, and the data-bin folder to write."""
 
     source: str | None = setting(
-        None, help="File or folder with the published files; several are separated by commas. null: download them."
+        None, help="File or folder with the published files. Commas separate several. null: download the files."
     )
     mirror: str | None = setting(
-        None, help="URL of a folder with the published files, to download them from. null: where they are published."
+        None, help="URL of a folder from which to download the published files. null: the original URLs."
     )
     downloads: str = setting("data-bin/downloads", help="Folder for downloaded files, which are stored as HOST/PATH.")
     destdir: str | None = setting(None, help="Data-bin folder to write. null: the folder that the recipes read.")
-    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
-    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
+    overwrite: bool = setting(False, help="Replace an existing data-bin in destdir.")
+    workers: int = setting(0, at_least=0, help="Number of worker processes. 0: one per core.")
 
 
 @dataclass(frozen=True)
 class PrepareConfig(FilesConfig):
-    """Settings of `prepare`: the corpus, where its files come from, and where its data-bin is written."""
+    """Settings of `prepare`: the corpus, the location of its files, and the data-bin folder to write."""
 
     corpus: str = setting("", help="Name of the corpus. corpus= may be omitted: seqtk-prepare NAME.")
 
@@ -52,7 +52,7 @@ def prepare(
 ) -> PreprocessReport:
     """Makes the data-bin of `corpus`.
 
-    Raises UserError if a file is missing or damaged, or differs from the published one.
+    Raises UserError if a file is missing or damaged, or differs from the published file.
     """
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     check_destination(destination, overwrite=config.overwrite)
@@ -74,13 +74,13 @@ def prepare(
 
 
 def list_sources(config: FilesConfig) -> list[Path]:
-    """Returns the paths in `source=`. Raises UserError if one is missing, or if a mirror is given too."""
+    """Returns the paths in `source=`. Raises UserError if a path does not exist, or if `mirror=` is also set."""
     given = config.source or ""
     places = [Path(path).expanduser() for path in ([given] if Path(given).exists() else given.split(",")) if path]
     places = places if given else []
     if places and config.mirror:
         raise UserError(
-            "source= and mirror= are both given.", "source= reads files from the disk, mirror= downloads them. Set one."
+            "source= and mirror= are both set.", "Set source= for files on the disk, or mirror= to download files."
         )
     for place in places:
         if not place.exists():
@@ -92,7 +92,7 @@ def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[Remot
     """Finds the files of the corpus on the disk and checks them."""
     found = find_all(corpus, sources)
     for published, path in found.items():
-        advice = "Use another source=, or remove source= to download it."
+        advice = "Use a different source=, or remove source= to download the file."
         checked = check_file(path, published, advice=advice, reporter=reporter)
         reporter.notify(f"found {path}: {path.stat().st_size:,} bytes; {checked}")
     return found
@@ -106,7 +106,7 @@ def fetch_all(
     mirror = config.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(
-            f"mirror={mirror} is not a web address: it must begin with http:// or https://.",
+            f"mirror={mirror} must begin with http:// or https://.",
             "Set source= for files on the disk.",
         )
     found = {}
@@ -130,7 +130,7 @@ class _Record:
             read = json.loads(path.read_text(encoding="utf-8"))
             self._made = dict(read["made"]) if {**read, **self._head} == read else {}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # no valid record: all files are made again
+            pass  # there is no valid record, so all files are made again
 
     def once(
         self, outputs: list[Path], made_of: object, inputs: list[Path], make: Callable[[], dict[str, int]]

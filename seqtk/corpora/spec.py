@@ -1,4 +1,4 @@
-"""The types that describe a published corpus: files with lengths and checksums, and the texts of its splits."""
+"""Types for the description of a published corpus: files with lengths and checksums, and texts of splits."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,38 +14,38 @@ from seqtk.utils.text_io import open_decompressed
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file, or a member of an archive. A length or checksum of None is not published."""
+    """A published file, or a member of an archive. None: the length or checksum is not published."""
 
     name: str  # its URL, or its path in the archive
     length: int | None = None  # in bytes
-    digest: str | None = None  # the algorithm and the digits, such as "md5:a1fa…"
+    digest: str | None = None  # algorithm and checksum, such as "md5:a1fa…"
     also: tuple[str, ...] = ()  # other names under which the same file may be on the disk
     members: tuple["RemoteFile", ...] = ()  # the wanted members of an archive
 
     @property
     def file_name(self) -> str:
-        """The last part of the name, by which the texts of a corpus refer to the file."""
+        """The last part of the name. The texts of a corpus refer to the file by it."""
         return self.name.rsplit("/", 1)[-1]
 
     @property
     def items(self) -> tuple["RemoteFile", ...]:
-        """The files with text: the file itself, or the members if it is an archive."""
+        """The files with text: the file, or the members of an archive."""
         return self.members or (self,)
 
 
 class Text(Protocol):
-    """Text files of a data-bin that are made from published files."""
+    """Protocol of texts: text files of a split that are made from published files."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the files that it writes."""
+        """The names of the files that `write` writes."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the published files that it reads."""
+        """The names of the published files that `write` reads."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Writes the files. Returns the numbers of lines that were read and written."""
+        """Writes the files. Returns the numbers of lines that were read and written, by name."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Corpus:
     """A corpus: published files, the texts of its splits, and the settings of its data-bin."""
 
     name: str
-    about: str  # one line
-    databin: str  # the folder in data-bin/ where recipes look for it
+    about: str  # a one-line description
+    databin: str  # the folder in data-bin/ that recipes read
     files: tuple[RemoteFile, ...]
     texts: tuple[Text, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)  # settings of seqtk-preprocess
 
 
 class ChecksumVerifier:
-    """Computes the length and checksum of a file in parts, and compares them with the published ones."""
+    """Computes the length and checksum of a file part by part, and compares them with the published values."""
 
     def __init__(self, published: RemoteFile) -> None:
         self._published = published
@@ -76,9 +76,9 @@ class ChecksumVerifier:
             self._hash.update(chunk)
 
     def end(self, where: str, advice: str) -> str:
-        """Compares the file, and returns a text that names the compared properties ("length and md5 as published").
+        """Compares length and checksum, and returns the result as text ("length and md5 as published").
 
-        Raises UserError if the file differs. The error names `where` and ends with `advice`.
+        Raises UserError if the file differs. The error begins with `where` and ends with `advice`.
         """
         published, compared = self._published, []
         if published.length is not None:
@@ -96,13 +96,13 @@ class ChecksumVerifier:
 
 
 def check_file(path: Path, published: RemoteFile, *, advice: str, reporter: Reporter) -> str:
-    """Compares the file at `path` with the published one, and returns the result as text.
+    """Compares the file at `path` with the published file, and returns the result as text.
 
-    If the file was compressed after publication, its decompressed content is compared. Raises UserError if it differs.
+    If the file was compressed after publication, its decompressed content is compared. Raises UserError if they differ.
     """
     packed = published.name.endswith(".gz")
     if packed and path.suffix != ".gz":
-        return "not compared: it is decompressed, and only the compressed file has a published checksum"
+        return "not compared, because only the checksum of the compressed file is published"
     check = ChecksumVerifier(published)
     bar = reporter.bytes_bar(path, f"checking {path.name}")
     compressed_since = path.suffix == ".gz" and not packed

@@ -27,7 +27,7 @@ _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"
 
 @dataclass(frozen=True)
 class _FromOne:
-    """A text that is written from one published file."""
+    """Base class of texts that are made from one published file."""
 
     name: str
     source: str
@@ -61,7 +61,7 @@ class Part(_FromOne):
                 bar.update(len(chunk))
                 left -= len(chunk)
             if left:
-                raise UserError(f"{inputs[self.source]} is too short: {self.name} needs {left:,} more bytes.")
+                raise UserError(f"{inputs[self.source]} is too short: {self.name} requires {left:,} more bytes.")
         return {"bytes": self.length}
 
 
@@ -70,10 +70,10 @@ class Lines(_FromOne):
     """The lines of one published file, or its segments if it is SGML."""
 
     lines: int | None = None
-    """The published number of lines, if there is one."""
+    """The published number of lines, or None."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Copies and counts the lines. Raises UserError if their number is not the published one."""
+        """Copies and counts the lines. Raises UserError if their number is not the published number."""
         path = inputs[self.source]
         sgml = path.name.removesuffix(".gz").endswith(".sgm")
         lines, size, last = 0, 0, b"\n"
@@ -89,15 +89,15 @@ class Lines(_FromOne):
             lines += last != b"\n"
             if self.lines not in (None, lines):
                 raise UserError(
-                    f"{path} differs from the published {self.source}:",
-                    f"it has {lines:,} {'segments' if sgml else 'lines'}, not {self.lines:,}.",
+                    f"{path} differs from the published {self.source}.",
+                    f"It has {lines:,} {'segments' if sgml else 'lines'}, not {self.lines:,}.",
                 )
         return {"lines": lines, "bytes": size}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two texts that are translations of each other, from several published files, cleaned."""
+    """Both sides of a parallel text, cleaned, from several published files."""
 
     names: tuple[str, str]
     sources: tuple[tuple[str, str], ...]
@@ -134,7 +134,7 @@ class Pairs:
 
 
 def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple[bytes, ...]:
-    """Returns both sides of the pairs that are kept, and adds to `counts`."""
+    """Returns both sides of the pairs that are kept. Updates `counts`."""
     good = [_decodes(lines) for lines in blocks]
     sides = [clean(lines) for lines in blocks]
     decodes = list(map(all, zip(*good, strict=True)))
@@ -148,7 +148,7 @@ def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple
 
 
 def clean(lines: Sequence[bytes]) -> list[bytes]:
-    """Returns the lines, stripped, with one space for each run of white space and control characters."""
+    """Strips lines, and replaces each sequence of white space and control characters by one space."""
     text = b"".join(lines).translate(_CONTROL)
     text = text if text.endswith(b"\n") else text + b"\n"
     if not text.isascii():
@@ -159,7 +159,7 @@ def clean(lines: Sequence[bytes]) -> list[bytes]:
 
 
 def _decodes(lines: Sequence[bytes]) -> list[bool]:
-    """Returns whether each line is UTF-8."""
+    """Returns True for each line that is UTF-8, else False."""
     if _is_utf8(b"".join(lines)):
         return [True] * len(lines)
     return list(map(_is_utf8, lines))

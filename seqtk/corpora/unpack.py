@@ -1,6 +1,6 @@
-"""Unpacks named members of a zip or tar archive, each to the path that the caller gives.
+"""Unpacks members of a zip or tar archive. The caller gives their names and the paths to write.
 
-For safety, names in an archive are only compared with the wanted names. They do not decide where a file is written.
+For safety, names in an archive are only compared with the wanted names. They never determine the path of a file.
 A link or device with a wanted name is an error. Other members are skipped.
 """
 
@@ -28,7 +28,7 @@ Copy = Callable[[RemoteFile, IO[bytes], int], None]
 def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Reporter) -> None:
     """Writes each wanted member of `archive` to its path in `targets`, and checks its length and checksum.
 
-    Raises UserError if a member is missing or differs from the published one.
+    Raises UserError if a member is missing or differs from the published file.
     """
     wanted = {member.name: member for member in targets}
 
@@ -38,8 +38,8 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
         with atomic_files([targets[member]]) as (file,), bar, damaged_archive_errors(archive):
             if member.length not in (None, size):
                 raise UserError(
-                    f"{member.name} in {archive} differs from the published file:",
-                    f"it has {size:,} bytes, not {member.length:,}.",
+                    f"{member.name} in {archive} differs from the published file.",
+                    f"It has {size:,} bytes, not {member.length:,}.",
                     _advice(archive),
                 )
             while chunk := source.read(_CHUNK_BYTES):
@@ -53,12 +53,12 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
         left = (_from_zip if is_zip else _from_tar)(archive, wanted, copy)
     if left:
         raise UserError(
-            f"{archive} has no member {min(left)}.", "It is incomplete, or is another archive.", _advice(archive)
+            f"{archive} has no member {min(left)}.", "It is incomplete, or a different archive.", _advice(archive)
         )
 
 
 def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
-    """Copies the wanted members. Returns the missing ones."""
+    """Copies the wanted members. Returns the names of missing members."""
     left = set(wanted)
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
@@ -74,7 +74,7 @@ def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> se
 
 
 def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
-    """Copies the wanted members, and stops after the last one. Returns the missing ones."""
+    """Copies the wanted members, and stops after the last one. Returns the names of missing members."""
     left = set(wanted)
     with tarfile.open(archive) as opened:
         for info in opened:
@@ -93,7 +93,7 @@ def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> se
 
 @contextmanager
 def damaged_archive_errors(archive: Path) -> Iterator[None]:
-    """Converts exceptions about a damaged archive into a UserError that names it."""
+    """Context manager that converts exceptions about a damaged archive into a UserError with its path."""
     try:
         yield
     except _BROKEN as error:

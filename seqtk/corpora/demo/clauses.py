@@ -1,8 +1,8 @@
 """Builds clauses in English and German: tense, negation and word order.
 
-German puts the finite verb second (statements), first (questions, after a fronted clause) or last (subordinate
-clauses), and puts the rest of the verb (particle, participle, infinitive) at the end. English has the order subject,
-verb, object, place, time. The `Role` of each constituent decides its place in both languages.
+In German, the finite verb comes second (statements), first (questions, and after a fronted clause) or last (subordinate
+clauses); the rest of the verb (particle, participle, infinitive) comes at the end. English has the order subject, verb,
+object, place, time. The `Role` of a constituent determines its position in both languages.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from seqtk.corpora.demo.words import Aspect, Case, Modal, Person, Verb
 
 
 class Role(IntEnum):
-    """The function of a constituent in its clause, in their order in a German clause (with exceptions: `_slot`)."""
+    """The function of a constituent in its clause. The values are in German word order (exceptions: see `_slot`)."""
 
     TIME = 0
     FREQUENCY = 1
@@ -42,7 +42,7 @@ class Tense(Enum):
 
 @dataclass(frozen=True)
 class Constituent:
-    """A part of a clause. Its English `preposition` stays in place when the rest of it moves to the front."""
+    """A constituent of a clause. Its English `preposition` stays in place when the other words move to the front."""
 
     role: Role
     english: str
@@ -55,7 +55,7 @@ class Constituent:
 
 @dataclass(frozen=True)
 class Clause:
-    """A verb, its subject and its constituents: `front` is moved to the front, `parts` are in their usual places."""
+    """A verb, its subject and its constituents: `front` moves to the front, and `parts` keep their usual positions."""
 
     subject: Phrase
     verb: Verb
@@ -67,7 +67,7 @@ class Clause:
 
 
 def english_statement(clause: Clause) -> str:
-    """Returns an English statement or subordinate clause: subject, verb, the rest."""
+    """Returns an English statement or subordinate clause: subject, verb, all other constituents."""
     auxiliary, main = _english_verb(clause, inverted=False)
     front = clause.front.english if clause.front else ""
     subject = clause.subject.english(subject=True)
@@ -75,7 +75,7 @@ def english_statement(clause: Clause) -> str:
 
 
 def english_question(clause: Clause) -> str:
-    """Returns an English question: the question word, if any, the auxiliary, the subject, the rest."""
+    """Returns an English question: question word (if any), auxiliary, subject, all other constituents."""
     auxiliary, main = _english_verb(clause, inverted=True)
     front = clause.front.english if clause.front else ""
     subject = clause.subject.english(subject=True)
@@ -96,7 +96,7 @@ def german_statement(clause: Clause) -> str:
 
 
 def german_verb_first(clause: Clause) -> str:
-    """Returns a German clause with the verb before the subject: a question, or a clause after a fronted one."""
+    """Returns a German clause with the verb before the subject: a question, or a clause after a fronted clause."""
     finite, _, closing = _german_verb(clause)
     return _words(finite, _german_subject(clause), *_german_middle(clause), closing)
 
@@ -110,7 +110,7 @@ def german_verb_last(clause: Clause) -> str:
 
 
 def german_infinitive(clause: Clause) -> str:
-    """Returns a German infinitive clause, with *zu* at the end, inside a separable verb: *anzurufen*."""
+    """Returns a German infinitive clause, which ends in *zu* and the verb, in separable verbs as in *anzurufen*."""
     particle, infinitive = clause.verb.particle, clause.verb.german[3]
     return _words(*_german_middle(clause), f"{particle}zu{infinitive}" if particle else f"zu {infinitive}")
 
@@ -120,7 +120,7 @@ def _words(*words: str) -> str:
 
 
 def _english_verb(clause: Clause, *, inverted: bool) -> tuple[str, str]:
-    """Returns the auxiliary with its negation (empty if there is none), and the main verb."""
+    """Returns (auxiliary with its negation, or an empty string; main verb)."""
     verb, person, modal = clause.verb, clause.subject.person, clause.modal
     base, third, ing, past = verb.english
     if modal and not modal.lexical:
@@ -159,7 +159,7 @@ def _german_subject(clause: Clause) -> str:
 
 
 def _german_verb(clause: Clause) -> tuple[str, str, str]:
-    """Returns the finite form, the particle that separates from it, and the words at the end of the clause.
+    """Returns (finite form, separable particle, words at the end of the clause).
 
     The words at the end include the particle.
     """
@@ -190,7 +190,7 @@ def _german_middle(clause: Clause) -> list[str]:
 
 
 def _slot(part: Constituent, *, two_objects: bool) -> int:
-    """Returns the place of a part in the middle field: *oft* follows one definite object, but comes between two."""
+    """Returns the position of a part in the middle field. *oft* follows one definite object, but comes between two."""
     if part.light or (two_objects and part.role is Role.DATIVE):
         return 0
     if part.role in (Role.DATIVE, Role.ACCUSATIVE) and part.definite and not two_objects:

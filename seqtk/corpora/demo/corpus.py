@@ -1,4 +1,4 @@
-"""Makes the demo corpus: draws distinct sentence pairs from a seed, and writes their files and data-bin."""
+"""Makes the demo corpus: generates distinct sentence pairs from a seed, and writes text files and a data-bin."""
 
 import fcntl
 import random
@@ -17,22 +17,22 @@ from seqtk.utils.progress import Reporter
 
 DESTINATION = "data-bin/demo"
 WORDS = range(3, 26)
-"""The number of English words of a sentence."""
+"""The minimum and maximum number of English words of a sentence."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The size of the demo corpus, and where it is written."""
+    """Settings of the demo corpus: its size, its seed, and the folder to write."""
 
     destdir: str = setting(DESTINATION, help="Data-bin folder to write. Its subfolder text holds the text files.")
     pairs: int = setting(20000, at_least=1, help="Number of training pairs. Validation and test have 500 pairs each.")
     vocab_size: int = setting(2500, at_least=1, at_most=10_000_000, help="Size of the joint SentencePiece vocabulary.")
     seed: int = setting(1, at_least=0, help="Seed of the sentences.")
-    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
+    overwrite: bool = setting(False, help="Replace an existing data-bin in destdir.")
 
 
 def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> PreprocessReport:
-    """Makes the demo corpus, the same for the same settings on every machine.
+    """Makes the demo corpus. The same settings give the same corpus on all machines.
 
     Raises UserError if the folder cannot be written, or contains a data-bin and `overwrite` is false.
     """
@@ -55,7 +55,7 @@ def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> Preproce
 
 
 def ensure(destination: str = DESTINATION) -> None:
-    """Makes the demo corpus in `destination` unless it exists. Safe to call from several processes at once."""
+    """Makes the demo corpus in `destination` unless it exists. Several processes may call it at the same time."""
     folder = Path(destination)
     lock = folder.with_name(f".{folder.name}.lock")
     if exists(folder):
@@ -72,12 +72,12 @@ def ensure(destination: str = DESTINATION) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Returns whether `folder` contains a complete data-bin. The dictionaries are written last."""
+    """Returns True if `folder` contains a complete data-bin. The dictionaries are written last."""
     return any(folder.glob(DATABIN_FILES[0]))
 
 
 def pairs(count: int, *, seed: int) -> Iterator[tuple[str, str]]:
-    """Returns `count` pairs (English, German) of distinct English sentences. They depend on the seed alone."""
+    """Returns `count` pairs (English, German) with distinct English sentences. They depend only on the seed."""
     return islice(_distinct(seed), count)
 
 

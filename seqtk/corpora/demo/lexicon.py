@@ -1,6 +1,6 @@
-"""The word lists of the demo language. Each English word has one translation, so English determines the German.
+"""The word lists of the demo language. Each English word has one translation, so English determines German.
 
-Weights are relative frequencies within a list. Words of weight below 0.5 are rare: training has few examples of them.
+Weights are relative frequencies within a list. Words with a weight below 0.5 are rare in the training text.
 """
 
 from seqtk.corpora.demo.words import Adjective, Aspect, Case, Gender, Kind, Modal, Name, Noun, Object, Verb
@@ -247,7 +247,7 @@ MOTION = (
     ),
 )
 
-# Purposes of going somewhere.
+# Reasons to go somewhere.
 PURPOSES = tuple(
     verb
     for verb in VERBS
@@ -260,7 +260,7 @@ BE = _verb(
 )
 COST = _verb("cost costs costing cost", "koste kostest kostet kosten gekostet", aspect=Aspect.STATE)
 
-CONTROL = (  # take "to" and an infinitive; German: a comma and an infinitive with "zu"
+CONTROL = (  # followed by "to" and an infinitive; German: a comma and an infinitive with "zu"
     _verb("try tries trying tried", "versuche versuchst versucht versuchen versucht"),
     _verb("begin begins beginning began", "fange fängst fängt fangen gefangen", particle="an"),
     _verb("forget forgets forgetting forgot", "vergesse vergisst vergisst vergessen vergessen", aspect=Aspect.EVENT),
@@ -268,7 +268,7 @@ CONTROL = (  # take "to" and an infinitive; German: a comma and an infinitive wi
           aspect=Aspect.EVENT),
 )  # fmt: skip
 
-SAYING = (  # take a clause with "that"
+SAYING = (  # followed by a clause with "that"
     _verb("know knows knowing knew", "weiß weißt weiß wissen gewusst", aspect=Aspect.STATE,
           preterite="wusste wusstest wusste wussten"),
     _verb("say says saying said", "sage sagst sagt sagen gesagt", aspect=Aspect.STATE),

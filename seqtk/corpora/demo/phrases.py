@@ -21,7 +21,7 @@ ZEHNER = ("", "", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "sieb
 
 
 def english_number(number: int) -> str:
-    """Returns the word for 1 to 99: *twenty-one*."""
+    """Returns the English word for a number from 1 to 99: *twenty-one*."""
     tens, unit = divmod(number, 10)
     if number < 20:
         return UNITS[number]
@@ -29,7 +29,7 @@ def english_number(number: int) -> str:
 
 
 def german_number(number: int) -> str:
-    """Returns the word for 1 to 99, with the unit before the ten: *einundzwanzig*. 1 is *eins*."""
+    """Returns the German word for a number from 1 to 99, with the unit before the ten: *einundzwanzig*. 1 is *eins*."""
     tens, unit = divmod(number, 10)
     if number < 20:
         return "eins" if number == 1 else EINER[number]
@@ -37,7 +37,7 @@ def german_number(number: int) -> str:
 
 
 def contracted(preposition: str, phrase: str) -> str:
-    """Returns preposition and phrase, contracted with the article where German does so: *im Garten*, *zur Schule*."""
+    """Joins a German preposition and phrase, and contracts the article if possible: *im Garten*, *zur Schule*."""
     article, _, rest = phrase.partition(" ")
     short = {
         ("in", "dem"): "im",
@@ -63,13 +63,13 @@ class Phrase:
         raise NotImplementedError
 
     def german_negated(self, case: Case) -> str:
-        """Returns the form with *kein*, or an empty text if the clause must be negated with *nicht*."""
+        """Returns the form with *kein*, or an empty string if *nicht* must negate the clause."""
         return ""
 
 
 @dataclass(frozen=True)
 class Pronoun(Phrase):
-    """A personal, relative or interrogative pronoun: English subject and object form, the three German cases."""
+    """A personal, relative or interrogative pronoun: its English subject and object forms, and its German cases."""
 
     english_forms: tuple[str, str]
     german_forms: tuple[str, str, str]
@@ -97,7 +97,7 @@ WHAT = Pronoun(("what", "what"), ("was", "was", "was"))
 
 
 def relative_pronoun(gender: Gender, *, human: bool) -> Pronoun:
-    """Returns *who* or *that*, and the German pronoun in the gender and number of its noun."""
+    """Returns the pronoun *who* or *that*, with the German pronoun of this gender (or plural)."""
     dative = "denen" if gender is Gender.PLURAL else DEFINITE[Case.DATIVE].split()[gender]
     german = (DEFINITE[0].split()[gender], DEFINITE[1].split()[gender], dative)
     person = Person.MANY if gender is Gender.PLURAL else Person.ONE
@@ -106,7 +106,7 @@ def relative_pronoun(gender: Gender, *, human: bool) -> Pronoun:
 
 @dataclass(frozen=True)
 class Named(Phrase):
-    """A person or city with a name. A surname gets *Mr.* or *Mrs.*, in German *Herr* (Herrn) or *Frau*."""
+    """The name of a person or city. A title precedes surnames: *Mr.* or *Mrs.*, in German *Herr* (Herrn) or *Frau*."""
 
     name: Name
     titled: bool = False
@@ -139,7 +139,7 @@ class Both(Phrase):
 
 @dataclass(frozen=True)
 class NounPhrase(Phrase):
-    """A noun with its determiner (`the`, `a`, `this`, a possessive or, for a number, nothing) and an adjective."""
+    """A noun with an adjective and a determiner: `the`, `a`, `this`, a possessive or, with a number, none."""
 
     noun: Noun
     determiner: str = "the"
@@ -194,7 +194,7 @@ class NounPhrase(Phrase):
         return table[case].split()[self.gender]
 
     def _ein(self, stem: str, case: Case) -> str:
-        """Returns a word that is inflected like *ein*: without an ending in the masculine and neuter nominative."""
+        """Returns a word inflected like *ein*, which has no ending in the masculine and neuter nominative."""
         bare = (self.gender is Gender.MASCULINE and case is Case.NOMINATIVE) or (
             self.gender is Gender.NEUTER and case is not Case.DATIVE
         )
@@ -216,9 +216,9 @@ class NounPhrase(Phrase):
 
 
 def pronoun_for(phrase: Phrase) -> Pronoun | None:
-    """Returns the pronoun that refers to a person that was mentioned before.
+    """Returns the pronoun for a person that was mentioned before.
 
-    Returns None for *das Mädchen* and animals, for which English and German use different genders.
+    Returns None for *das Mädchen* and animals, which have different genders in English and German.
     """
     if isinstance(phrase, Pronoun):
         return phrase if phrase in PRONOUNS else None

@@ -1,4 +1,4 @@
-"""Draws random phrases and clauses that make sense. Each word is drawn with its frequency."""
+"""Draws random phrases and clauses that make sense. The weight of a word is its relative frequency."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Weighted(Protocol):
-    """An entry of the lexicon with a frequency."""
+    """Protocol of lexicon entries with a weight."""
 
     @property
     def weight(self) -> float: ...
@@ -47,20 +47,20 @@ DEGREES = (("", ""), ("", ""), ("very ", "sehr "), ("too ", "zu "))
 
 @cache
 def nouns_of(kind: Kind) -> tuple[tuple[Noun, ...], tuple[float, ...]]:
-    """Returns the nouns with any meaning in `kind`, and their cumulative weights."""
+    """Returns (nouns with at least one meaning in `kind`, their cumulative weights)."""
     nouns = tuple(noun for noun in lexicon.NOUNS if noun.kind & kind)
     return nouns, weights(nouns)
 
 
 @cache
 def adjectives_of(kind: Kind) -> tuple[tuple[Adjective, ...], tuple[float, ...]]:
-    """Returns the adjectives that suit every meaning of a noun of this kind, and their cumulative weights."""
+    """Returns (adjectives that suit all meanings of a noun of this kind, their cumulative weights)."""
     adjectives = tuple(adjective for adjective in lexicon.ADJECTIVES if adjective.kind & kind)
     return adjectives, weights(adjectives)
 
 
 def surnames() -> tuple[Name, ...]:
-    """Returns every compound surname, for a man and for a woman."""
+    """Returns all compound surnames, once as a man's name and once as a woman's."""
     pairs = [(head, tail) for head in lexicon.SURNAME_HEADS for tail in lexicon.SURNAME_TAILS]
     names = [head + tail for head, tail in pairs if not tail.startswith(head.lower())]
     return tuple(Name(name, name, gender) for name in names for gender in (Gender.MASCULINE, Gender.FEMININE))
@@ -70,7 +70,7 @@ SURNAMES = surnames()
 
 
 def weights(items: Iterable[Weighted]) -> tuple[float, ...]:
-    """Returns cumulative weights, as `Sampler.weighted` takes them."""
+    """Returns the cumulative weights of items, for `Sampler.weighted`."""
     return tuple(accumulate(item.weight for item in items))
 
 
@@ -80,7 +80,7 @@ MODALS = lexicon.MODALS, weights(lexicon.MODALS)
 
 
 class Sampler:
-    """Draws from one random stream; every method is a rule of the grammar."""
+    """Generates phrases and clauses with one random number generator. Each method is a rule of the grammar."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -114,7 +114,7 @@ class Sampler:
     def noun_phrase(
         self, kind: Kind, *, subject: bool = False, plain: bool = False, counted: bool = True
     ) -> NounPhrase:
-        """Draws a noun of a kind with a determiner. A `plain` phrase has no adjective and no indefinite article."""
+        """Draws a noun of this kind with a determiner. A `plain` phrase has no adjective and no indefinite article."""
         noun = self.weighted(*nouns_of(kind))
         plural = len(noun.english) == 2 and self.chance(0.2)
         draw = self.rng.random()
@@ -163,7 +163,7 @@ class Sampler:
     # Constituents
 
     def object(self, wanted: Object, phrase: Phrase, *, negatable: bool = True) -> Constituent:
-        """Returns a phrase as an object of a verb: in the case and with the prepositions that the verb requires."""
+        """Returns a phrase as the object of a verb, with the case and prepositions that the verb requires."""
         german = phrase.german(wanted.case)
         negated = phrase.german_negated(wanted.case) if negatable and not wanted.german else ""
         role = Role.ACCUSATIVE if wanted.case is Case.ACCUSATIVE else Role.DATIVE
@@ -202,7 +202,7 @@ class Sampler:
         return Constituent(Role.COMPANY, f"with {phrase.english(subject=False)}", f"mit {phrase.german(Case.DATIVE)}")
 
     def time(self, tense: Tense, *, modal: bool) -> Constituent:
-        """Draws a time that suits the tense. If English spells two tenses alike, their times differ."""
+        """Draws a time that suits the tense. If two tenses have the same English form, their times differ."""
         english, german = self._time(tense, modal=modal)
         frequency = (english, german) in lexicon.FREQUENCIES
         return Constituent(Role.FREQUENCY if frequency else Role.TIME, english, german)
@@ -279,7 +279,7 @@ class Sampler:
         negation: float = 0.1,
         fronting: bool = False,
     ) -> Clause:
-        """Draws a clause. `adverbs` scales the frequency of times, places and companions."""
+        """Draws a clause. `adverbs` multiplies the probabilities of times, places and companions."""
         if verb is None and subject is not None:
             verb = self.verb_for(kind_of(subject))
         verb = verb or self.verb()
@@ -298,7 +298,7 @@ class Sampler:
         return self._fronted(clause) if fronting else clause
 
     def description(self, subject: Phrase | None = None) -> Clause:
-        """Draws a clause with *be*: a property or a place of the subject."""
+        """Draws a clause with *be* and a property or a place of the subject."""
         if subject is None:
             anything = self.noun_phrase(ANYTHING, subject=True, counted=False)
             subject = self.subject() if self.chance(0.5) else anything
@@ -348,7 +348,7 @@ class Sampler:
         return definite and not (indefinite or frequent or (modal is not None and modal.negative is None))
 
     def _fronted(self, clause: Clause) -> Clause:
-        """Returns the clause. At random, a time or place is moved to the front."""
+        """Returns the clause, with a random choice of moving a time or place to the front."""
         for part in clause.parts:
             if (part.role is Role.TIME and self.chance(0.45)) or (
                 part.role is Role.PLACE and clause.verb.place < 1 and self.chance(0.15)

@@ -57,7 +57,7 @@ def adverb_question(draw: Sampler) -> Pair:
 
 
 def object_question(draw: Sampler) -> Pair:
-    """Draws a sentence such as *Whom is Ben helping?* with the case, and the preposition, that the verb governs."""
+    """Draws a sentence such as *Whom is Ben helping?* The verb determines the case and the preposition."""
     verb = draw.one_object_verb()
     wanted = verb.objects[0]
     human = Kind.PERSON in wanted.kind and Kind.PORTABLE not in wanted.kind
@@ -238,7 +238,7 @@ def copula(draw: Sampler) -> Pair:
 
 
 def _asked(draw: Sampler, clause: Clause) -> Clause:
-    """Returns the clause with a question adverb in front, which replaces the constituent that is asked for."""
+    """Returns the clause with a question adverb at the front, in place of the constituent that is asked for."""
     english, german = draw.one_of(QUESTION_ADVERBS)
     stative = clause.verb.aspect is Aspect.STATE
     if (english == "where" and not clause.verb.place) or (english == "when" and stative):
@@ -250,7 +250,7 @@ def _asked(draw: Sampler, clause: Clause) -> Clause:
 
 
 def _with_relative(draw: Sampler, kind: Kind) -> NounPhrase:
-    """Returns a noun phrase with a relative clause, of which it is the subject or the object."""
+    """Returns a noun phrase with a relative clause. The noun is the subject or object of the relative clause."""
     phrase = draw.noun_phrase(kind, subject=True, plain=True)
     if phrase.noun.owned:
         return _with_relative(draw, kind)
@@ -291,14 +291,14 @@ _CUMULATIVE = tuple(accumulate(RULES.values()))
 
 
 def sentence(draw: Sampler) -> Pair:
-    """Draws one sentence of any kind, in ordinary orthography."""
+    """Draws a sentence of a random kind, with normal spelling and punctuation."""
     rule = draw.weighted(tuple(RULES), _CUMULATIVE)
     english, german = rule(draw)
     return _orthography(english), _orthography(german)
 
 
 def _orthography(text: str) -> str:
-    """Returns the text with attached punctuation, without doubled commas, and with a capital first letter."""
+    """Attaches punctuation to words, removes repeated commas, and capitalizes the first letter."""
     for spaced, attached in ((" , ,", " ,"), (" , .", " ."), (" ,", ","), (" .", "."), (" ?", "?")):
         text = text.replace(spaced, attached)
     return text[0].upper() + text[1:]

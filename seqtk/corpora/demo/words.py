@@ -5,7 +5,7 @@ from enum import Enum, Flag, IntEnum, auto
 
 
 class Gender(IntEnum):
-    """Column of the German declension tables; plural has one column for all genders."""
+    """A column of the German declension tables. The plural of all genders is one column."""
 
     MASCULINE = 0
     FEMININE = 1
@@ -14,7 +14,7 @@ class Gender(IntEnum):
 
 
 class Case(IntEnum):
-    """Row of the German declension tables."""
+    """A row of the German declension tables."""
 
     NOMINATIVE = 0
     ACCUSATIVE = 1
@@ -22,7 +22,7 @@ class Case(IntEnum):
 
 
 class Person(IntEnum):
-    """The person a verb agrees with: the index of its form. MANY is the third person plural, and *wir*."""
+    """The person of a verb: the index of its form. MANY is the third person plural, and *wir*."""
 
     I = 0  # noqa: E741
     YOU = 1
@@ -52,7 +52,7 @@ class Kind(Flag):
 
 
 class Aspect(Enum):
-    """The English present tense of a verb: *is reading* (activity), *knows* (state), or not used (event: *find*)."""
+    """The English present tense of a verb: *is reading* (activity), *knows* (state), or none (event: *find*)."""
 
     ACTIVITY = "activity"
     STATE = "state"
@@ -61,7 +61,7 @@ class Aspect(Enum):
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun; `english` and `german` are singular and plural, or the singular alone of a substance such as *tea*."""
+    """A noun. `english` and `german` are (singular, plural), or only the singular of a substance such as *tea*."""
 
     english: tuple[str, ...]
     german: tuple[str, ...]
@@ -69,7 +69,7 @@ class Noun:
     kind: Kind
     weight: float = 1.0
     oblique: str = ""  # accusative and dative singular of the weak masculines (der Junge, den Jungen)
-    owned: bool | None = None  # always with a possessive (*my aunt*), never (*the bridge*), or either way
+    owned: bool | None = None  # possessive: always (*my aunt*), never (*the bridge*), or None: sometimes
     at: tuple[str, str] = ("", "")  # the preposition for the place, in English and German: (at, an) for the station
 
 
@@ -87,7 +87,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Object:
-    """What a verb requires of one object: its meaning, its German case, and the prepositions before it."""
+    """The requirements of a verb for one object: the object's meaning, its German case, and its prepositions."""
 
     kind: Kind
     case: Case = Case.ACCUSATIVE
@@ -110,14 +110,14 @@ class Verb:
     aspect: Aspect = Aspect.ACTIVITY
     preterite: tuple[str, str, str, str] | None = None
     weight: float = 1.0
-    goal: Kind | None = None  # where motion leads: a PLACE or a CITY
+    goal: Kind | None = None  # the destination of a verb of motion: a PLACE or a CITY
     place: float = 0.0  # probability of a place
     company: float = 0.0  # probability of a companion
 
 
 @dataclass(frozen=True)
 class Modal:
-    """A modal verb, with a bare infinitive except for English *want to*. `german`: ich, du, er, wir."""
+    """A modal verb. An infinitive without *to* follows it, except for *want to*. `german`: ich, du, er, wir."""
 
     english: str
     german: tuple[str, str, str, str]
@@ -128,7 +128,7 @@ class Modal:
 
 @dataclass(frozen=True)
 class Name:
-    """A proper name, as English and as German write it."""
+    """A proper name in English and German spelling."""
 
     english: str
     german: str

@@ -1,6 +1,6 @@
 """Draws lines and discs on 8-bit images for Pathfinder, and shrinks images with a Lanczos filter.
 
-Images are drawn `FINE` times too large and shrunk like Pillow's LANCZOS, which smooths edges.
+Images are drawn at `FINE` times their size and shrunk like with Pillow's LANCZOS, which smooths edges.
 """
 
 import math
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def line(size: int, start: tuple[int, int], end: tuple[int, int], width: int) -> Image:
-    """Returns a square image with a line of value 255 from `start` to `end`, both (y, x) and included.
+    """Returns a square image with a line of value 255 from `start` to `end`, both (y, x) and inclusive.
 
     `width` is 1 or 3 pixels. A line of width 1 is Bresenham's. A line of width 3 is the parallelogram whose long sides
     are one pixel away, rounded to whole pixels; each row is filled between the pixels closest to its sides.
@@ -43,7 +43,7 @@ def line(size: int, start: tuple[int, int], end: tuple[int, int], width: int) ->
 
 
 def _round(value: float) -> int:
-    """Returns the closest whole number; halves are rounded toward 0."""
+    """Returns the nearest integer. Halves are rounded toward 0."""
     return int(math.copysign(math.ceil(abs(value) - 0.5), value))
 
 
@@ -69,7 +69,7 @@ def _bresenham(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, 
 
 
 def thicken(image: Image, radius: float) -> Image:
-    """Returns the image with every pixel of 255 widened to a disc of `radius`."""
+    """Replaces each pixel of value 255 by a disc of `radius`."""
     size = len(image)
     distance = np.full((size, size), np.inf)
     row, column = np.mgrid[:size, :size]
@@ -79,14 +79,14 @@ def thicken(image: Image, radius: float) -> Image:
 
 
 def disc(radius: float, half: int) -> Image:
-    """Returns a disc of value 255 with smooth edges in the middle of a square of 2 half + 1 pixels."""
+    """Returns a disc of value 255 with smooth edges in the center of a square of 2 half + 1 pixels per side."""
     row, column = np.mgrid[: FINE * (2 * half + 1), : FINE * (2 * half + 1)] - FINE * half
     fine = np.where(row**2 + column**2 <= (FINE * radius) ** 2, 255, 0).astype(np.uint8)
     return shrink(fine, 2 * half + 1)
 
 
 def shrink(image: Image, size: int) -> Image:
-    """Returns the square image scaled to `size` pixels per side: first rows, then columns, each rounded to 8 bits."""
+    """Scales a square image to `size` pixels per side: first rows, then columns, each rounded to 8 bits."""
     weights = _lanczos(len(image), size)
     rows = np.clip(np.floor(image @ weights.T + 0.5), 0, 255)
     return np.asarray(np.clip(np.floor(weights @ rows + 0.5), 0, 255), dtype=np.uint8)
@@ -94,7 +94,7 @@ def shrink(image: Image, size: int) -> Image:
 
 @lru_cache
 def _lanczos(size: int, target: int) -> Floats:
-    """Returns the weight of each input pixel (columns) in each output pixel (rows) of Lanczos-3 resampling."""
+    """Returns the matrix of Lanczos-3 resampling: the weight of input pixel (column) in output pixel (row)."""
     ratio = size / target
     center = (np.arange(target)[:, None] + 0.5) * ratio
     at = (np.arange(size)[None, :] + 0.5 - center) / ratio

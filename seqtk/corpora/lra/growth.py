@@ -1,7 +1,7 @@
 """Generates dashed paths that do not touch each other; `pathfinder` draws them into images.
 
-The two paths of an image have S segments ("paddles") each. They start a fixed distance apart and take turns to grow by
-one segment. If no position is found for a segment that touches nothing, the attempt fails and another one starts.
+The two paths of an image have S segments ("paddles") each. They start at a fixed distance and alternately grow by one
+segment. If every drawn position of a segment touches another segment, the attempt fails and a new attempt starts.
 
 This is rejection sampling: a hard image of 32 x 32 pixels takes about 300 attempts. `_LANES` attempts run in parallel,
 each in a lane, and a lane whose attempt fails starts the next one, so numpy always works on full arrays. All successful
@@ -31,7 +31,7 @@ _BLOCKED = 255
 _FREE = 76  # 0.3 of 255: a path can start on pixels with at most this mask
 _TOUCHING = 459  # 1.8 of 255: two segments touch where the sum of their masks is at least this
 _PATIENCE = 50_000
-"""The number of attempts without a success after which `grow_pairs` raises an error."""
+"""After this number of attempts without a success, `grow_pairs` raises an error."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -96,14 +96,15 @@ class Tables:
     Attributes:
         step: The offset from the pivot of a segment to the pivot of the next one: (directions,).
         candidate: The offset from the pivot to each candidate: (candidates,).
-        ahead, weight: The candidates that can follow each direction, and cos² of the turn: (directions, ahead).
+        ahead, weight: The candidates that can follow each direction, and cos² of the turning angle: (directions,
+            ahead).
         near: The offsets from the pivot to a disc around each of these candidates: (directions, J, ahead).
         mask_at, mask: Offsets and mask values of the pixels of each patch: (directions, pixels).
         ink_at, ink: Offsets and brightness of the pixels of each patch: (directions, pixels).
         hit_at, hit: The part of `mask_at` and `mask` that is large enough to touch another segment.
         empty: The flattened mask of an image without paths, with a blocked border: (places,).
         pixels: The places of all pixels of the image: (size * size,).
-        possible: Whether any path can start in each direction below 360: (360,).
+        possible: For each direction below 360, True if a path can start in this direction: (360,).
         body: The offsets from a start that must be free for a path to start there: (360, pixels).
     """
 
@@ -209,14 +210,14 @@ class Tables:
         self.first_share = np.cumsum(np.concatenate(weights))
 
     def _reaches_everywhere(self, body: Ints) -> bool:
-        """Returns whether the body, (pixels, 2), overlaps the image from every start in the image."""
+        """Returns True if the body, (pixels, 2), overlaps the image for all starts in the image."""
         reached = np.zeros((self.size, self.size), dtype=bool)
         for y, x in -body:
             reached[max(0, y) : self.size + min(0, y), max(0, x) : self.size + min(0, x)] = True
         return bool(reached.all())
 
     def inside(self, yx: Ints, direction: Ints) -> npt.NDArray[np.bool_]:
-        """Returns whether head and pivot of segments with tail `yx`, (segments, 2), are in the image: (segments,)."""
+        """Returns True for segments with tail `yx`, (segments, 2), whose head and pivot are inside: (segments,)."""
         ends = np.concatenate([yx + self.head[direction], yx + self.pivot[direction]], axis=1)
         return np.asarray(((ends >= 0) & (ends < self.size)).all(axis=1))
 
@@ -227,7 +228,7 @@ class Tables:
         `seed_distance` away. If that fails `_TRIES` times, both are drawn again.
 
         Returns:
-            The places of the tails and the directions: (count, 2) each.
+            (places of the tails, directions): (count, 2) each.
         """
         place, direction = np.zeros((count, 2), dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
         todo = np.arange(count)
@@ -274,7 +275,7 @@ def _sparse(places: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
         least: The minimum value.
 
     Returns:
-        The places and the values of the selected entries: (rows, entries) each.
+        (places, values) of the selected entries: (rows, entries) each.
     """
     chosen = [np.flatnonzero(row >= least) for row in values]
     longest = max(map(len, chosen))
@@ -317,7 +318,7 @@ class Growth:
         """Adds a random segment to path number `snake` in each lane in `lane`.
 
         Returns:
-            Whether a segment that touches nothing was found: (lanes,). Where it was not, nothing changes.
+            True for lanes in which a segment was added: (lanes,). In the others, every drawn segment touches another.
         """
         tables = self.tables
         base, direction = self._base[lane], self.direction[lane, snake]
@@ -372,7 +373,7 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
         bits: The random number generator.
 
     Raises:
-        UserError: If more than `_PATIENCE` attempts are started and none has succeeded.
+        UserError: If none of the first `_PATIENCE` attempts succeeds.
     """
     growth = Growth(tables, np.repeat(tables.empty[None], _LANES, axis=0), 2)
     history = np.zeros((2, _LANES, 2, length), dtype=np.int64)
@@ -404,7 +405,7 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
             raise UserError(
                 f"contour_length={length}: two such paths do not fit into {tables.size} x {tables.size} pixels.",
                 f"{attempts:,} attempts failed.",
-                "Set contour_length lower. The Long Range Arena has 6, 9 and 14.",
+                "Lower contour_length. The Long Range Arena has 6, 9 and 14.",
             )
         restart = np.flatnonzero(~fits | (step == 2 * length))
     segments = np.concatenate([part for part, _ in found], axis=1)[:, :count]
@@ -414,10 +415,10 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
 def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
     """Draws a start of a path in each lane in `lane`, with up to `_TRIES` random directions.
 
-    A lane is omitted if its direction has no free place in the image, or if no try succeeds.
+    A lane is omitted if its direction has no free place in the image, or if all tries fail.
 
     Returns:
-        The lanes in which a path can start, and the place and direction of its first segment: (starts,) each.
+        (lanes in which a path can start, place and direction of its first segment): (starts,) each.
     """
     tables = growth.tables
     found: list[tuple[Ints, Ints, Ints]] = []
@@ -436,8 +437,9 @@ def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, I
 def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> Ints:
     """Draws a place for each lane, uniformly among all places where a path can start along `direction`.
 
-    First tries `_GUESSES` random pixels per lane. The first free one is uniform among all free pixels. For images of
-    128 x 128 pixels, this is 10 times faster than finding all free pixels, which only lanes without a free guess do.
+    First tries `_GUESSES` random pixels per lane. The first free pixel is uniform among all free pixels. For images
+    of 128 x 128 pixels, this is 10 times as fast as finding all free pixels, which is done only for lanes without a
+    free guess.
 
     Returns:
         The places, -1 where a lane has none: (lanes,).
@@ -445,7 +447,7 @@ def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> In
     tables = growth.tables
 
     def free(chosen: Ints, place: Ints) -> npt.NDArray[np.bool_]:
-        """Returns whether a path can start at `place`, (lanes, places), in each lane in `chosen`: (lanes, places)."""
+        """Returns True where a path can start at `place`, (lanes, places), in the lanes `chosen`: (lanes, places)."""
         is_free = np.ones((len(chosen), place.shape[-1]), dtype=bool)
         for body in tables.body[direction[chosen]].T:
             is_free &= growth.mask[lane[chosen, None], place + body[:, None]] <= _FREE

@@ -2,7 +2,7 @@
 
 The settings are those of Tay et al. 2020. A tree is drawn from its root: above the deepest level a node is an operation
 with probability 1/4, else a digit. An operation has 2 to `max_args` arguments. Trees whose number of tokens is not
-between `min_length` and `max_length` (both excluded) are drawn again, and no tree is kept twice. An operator, `]`, and
+between `min_length` and `max_length` (both exclusive) are drawn again, and no tree is kept twice. An operator, `]`, and
 a digit are one token each.
 
 Trees are drawn `_DRAWS` at a time, level by level, so that numpy works on all nodes of a level at once.
@@ -24,7 +24,7 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 
 TOKENS = (*map(str, range(10)), "[MIN", "[MAX", "[MED", "[SM", "]")
-"""The symbols by code."""
+"""The symbols, indexed by code."""
 
 MIN, MAX, MED, SM, CLOSE = range(10, 15)
 _DRAWS = 4096
@@ -40,11 +40,9 @@ class ListOpsShape:
     """The settings of the trees: their depth, arguments and lengths."""
 
     max_depth: int = setting(
-        10, at_least=2, at_most=100, help="The maximum number of levels of a tree. The deepest level has only digits."
+        10, at_least=2, at_most=100, help="Maximum number of levels of a tree. The deepest level has only digits."
     )
-    max_args: int = setting(
-        10, at_least=2, at_most=100, help="The maximum number of arguments of an operation, at least 2."
-    )
+    max_args: int = setting(10, at_least=2, at_most=100, help="Maximum number of arguments of an operation.")
     min_length: int = setting(500, at_least=0, help="Expressions have more tokens than this.")
     max_length: int = setting(2000, at_least=2, help="Expressions have fewer tokens than this.")
 
@@ -52,7 +50,7 @@ class ListOpsShape:
         """Raises UserError if no tree has a length between `min_length` and `max_length`."""
         if self.min_length + 2 > self.max_length:
             raise UserError(
-                f"No length is greater than min_length={self.min_length} and less than max_length={self.max_length}.",
+                f"No length is more than min_length={self.min_length} and less than max_length={self.max_length}.",
                 "Set max_length to min_length + 2 or more.",
             )
         longest = 1
@@ -60,9 +58,9 @@ class ListOpsShape:
             longest = min(2 + self.max_args * longest, 10**9)
         if self.min_length >= longest:
             raise UserError(
-                f"min_length={self.min_length}: with max_depth={self.max_depth} and max_args={self.max_args} no "
-                f"expression has more than {longest:,} tokens.",
-                "Set min_length lower, or max_depth or max_args higher.",
+                f"min_length={self.min_length} is too large: with max_depth={self.max_depth} and "
+                f"max_args={self.max_args}, expressions have at most {longest:,} tokens.",
+                "Lower min_length, or raise max_depth or max_args.",
             )
 
 
@@ -79,7 +77,7 @@ class Expressions:
 
 
 def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, reporter: Reporter) -> Expressions:
-    """Returns `total` different expressions in random order. They depend on `shape`, `total` and `seed` alone.
+    """Returns `total` different expressions in random order. They depend only on `shape`, `total` and `seed`.
 
     Raises UserError if there are too few different expressions of this shape.
     """
@@ -102,14 +100,14 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
                 raise UserError(
                     f"Found only {len(found):,} of {total:,} different expressions: "
                     f"the last {_PATIENCE * _DRAWS:,} draws gave no new one.",
-                    "Set fewer examples, or a wider range of lengths, or max_depth or max_args higher.",
+                    "Set fewer examples or a wider range of lengths, or raise max_depth or max_args.",
                 )
     every = Expressions([np.frombuffer(codes, dtype=np.uint8) for codes in found], np.array([*found.values()]))
     return every.take(np.argsort(_bits(seed, 0, 1).random_raw(total), kind="stable").tolist())
 
 
 def _bits(seed: int, stream: int, block: int) -> np.random.PCG64:
-    """Returns a source of random bits for one block. All versions of numpy return the same bits."""
+    """Returns the random number generator of one block. Its bits are the same in all versions of NumPy."""
     return np.random.PCG64(np.random.SeedSequence([seed, stream, block]))
 
 
@@ -132,7 +130,7 @@ def draw(shape: ListOpsShape, seed: int, block: int) -> Expressions:
         level = _draw_level(bits, tree_N, shape.max_args, leaves_only=depth == shape.max_depth)
         levels.append(level)
         length_R += np.bincount(tree_N, weights=1 + (level.args_N > 0), minlength=_DRAWS).astype(np.int64)
-        level.args_N[length_R[tree_N] >= shape.max_length] = 0  # too long already, so the tree is not finished
+        level.args_N[length_R[tree_N] >= shape.max_length] = 0  # the tree is already too long, so it stays incomplete
         tree_N = np.repeat(tree_N, level.args_N)
     kept_R = (length_R > shape.min_length) & (length_R < shape.max_length)
     number_R = np.cumsum(kept_R) - 1
@@ -155,7 +153,7 @@ def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_on
 
 
 def _written(levels: list[_Level], length_K: Ints) -> Expressions:
-    """Returns the trees as expressions: computes sizes and values from the leaves up, positions from the roots down."""
+    """Converts trees to expressions. Computes sizes and values from the leaves up, positions from the roots down."""
     sizes: list[Ints] = []
     size_N = value_N = np.zeros(0, dtype=np.int64)
     for level in reversed(levels):
@@ -171,7 +169,7 @@ def _written(levels: list[_Level], length_K: Ints) -> Expressions:
     place_N = np.cumsum(length_K) - length_K
     codes_L[place_N] = levels[0].code_N
     for above, level, size_N in zip(levels, levels[1:], sizes[1:], strict=False):
-        # An argument stands after its operator and the arguments before it.
+        # An argument follows its operator and the previous arguments.
         args = above.args_N[above.args_N > 0]
         before_N = np.cumsum(size_N) - size_N
         first = np.cumsum(args) - args
@@ -181,7 +179,7 @@ def _written(levels: list[_Level], length_K: Ints) -> Expressions:
 
 
 def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
-    """Returns the value of each operation. The arguments start at index `first`. MED rounds down, SM is modulo 10."""
+    """Returns the value of each operation. Its arguments start at index `first`. MED rounds down; SM is modulo 10."""
     end = np.append(first[1:], len(value_N))
     owner = np.repeat(np.arange(len(first)), end - first)
     sorted_N = np.sort(owner * 10 + value_N) % 10
@@ -205,7 +203,7 @@ def root_lookup(train: Expressions, test: Expressions) -> float:
 def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], str]]:
     """Yields the tokens, without parentheses, and the value of each line of an official file (`basic_train.tsv`).
 
-    Line 1 is the header. Raises UserError, which names the file and the line, if another line is invalid.
+    Line 1 is the header. Raises UserError, with the file and the line number, if another line is invalid.
     """
     for number, line in enumerate(lines, start=1):
         source, _, target = line.partition("\t")

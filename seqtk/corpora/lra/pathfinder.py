@@ -1,6 +1,6 @@
-"""Generates Pathfinder images: are the two dots the ends of one dashed path?
+"""Generates Pathfinder images. The task is to tell if two dots are the ends of the same dashed path.
 
-The task is from Linsley et al. (2018), with the settings of Long Range Arena. `growth` generates two paths for each
+It is from Linsley et al. (2018), with the settings of the Long Range Arena. `growth` generates two paths for each
 image. Shorter paths (distractors) are added, and two dots: one on the start of a path, the other on the end of the same
 path (label 1) or of the other path (label 0).
 
@@ -22,12 +22,12 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 
 CHUNK = 200
-"""The number of images drawn together. An image depends only on the seed, the split and the image's number."""
+"""The number of images that are drawn together. An image depends only on the seed, the split and its number."""
 
 _SNAKE_TRIES = 5  # maximum number of attempts at a distractor
 
 _STYLES = {
-    16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # ours: the published sizes are 32 and 128
+    16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # from seqtk; the published sizes are 32 and 128
     32: Style(2, 0.5, (1,), 7, 1.5, 1.0, 2.0, 0.75, 20),
     128: Style(5, 1.5, (2, 3), 20, 3.0, 1.8, 0.9, 1.0, 35),
 }
@@ -50,7 +50,7 @@ class PathfinderShape:
     def check(self) -> None:
         """Raises UserError if there are no settings for the size."""
         if self.size not in _STYLES:
-            raise UserError(f"size={self.size}: must be 16, 32 or 128.", "There are no settings for other sizes.")
+            raise UserError(f"size={self.size}: must be 16, 32 or 128.", "Other sizes are not supported.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Drawings:
         labels: 1 if the dots are the ends of one path, otherwise 0: (images,).
         dots: The (y, x) of the two dots: (images, 2, 2).
         paths: Each of the two paths alone, uint8: (images, 2, size, size).
-        attempts: The number of pairs of paths that were started for all images together.
+        attempts: The number of pairs of paths that were started, in total for all images.
     """
 
     images: Image
@@ -88,7 +88,7 @@ def generate(
         total: The number of images.
         seed: The seed.
         stream: The number of the split. The images of splits are independent.
-        workers: The number of processes that draw. It does not change the images.
+        workers: The number of worker processes. It does not change the images.
         reporter: Shows the progress.
 
     Raises:
@@ -103,10 +103,10 @@ def generate(
 
 
 def distance_lookup(train: Sequence[Ints], test: Sequence[Ints]) -> float:
-    """Returns the accuracy of a baseline that predicts the label from the distance between the dots alone.
+    """Returns the accuracy of a baseline that predicts the label only from the distance between the dots.
 
-    It predicts the more frequent label in `train` for this distance. A model that is no better need not have learned to
-    follow paths.
+    It predicts the label that is most frequent in `train` for this distance. A model that is not better may not have
+    learned to follow paths.
 
     Args:
         train, test: The distances, (images,), and the labels, (images,), of each set.
@@ -143,7 +143,7 @@ def draw(shape: PathfinderShape, count: int, key: tuple[int, ...]) -> Drawings:
 
 
 def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
-    """Draws one image of margin `tables.margin` for each label, with paths of `length` segments."""
+    """Draws one image for each label, with paths of `length` segments at the distance `tables.margin`."""
     style, count = tables.style, len(label_N)
     pairs = grow_pairs(tables, count, length, bits)
     canvas = np.zeros((count, 2, tables.width**2), dtype=np.float32)
@@ -183,7 +183,7 @@ def _paint(canvas: npt.NDArray[np.float32], tables: Tables, place: Ints, patch: 
 
 
 def _add_distractors(image: npt.NDArray[np.float32], tables: Tables, mask: Image, length: int, bits: Random) -> None:
-    """Draws paths of `length` segments where there is room. Skips a path that fails `_SNAKE_TRIES` times.
+    """Draws paths of `length` segments in free parts of the images. Skips a path that fails `_SNAKE_TRIES` times.
 
     Args:
         image: The padded images, which change in place: (images, places).

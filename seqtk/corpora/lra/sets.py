@@ -34,12 +34,10 @@ _SAME_PATH = ("different paths", "one path")
 class _Output:
     """Settings of a generated data set: its folder and size."""
 
-    source: str | None = setting(
-        None, help="Folder with the official files, which are then read. null: generate examples."
-    )
+    source: str | None = setting(None, help="Folder with the official files to read. null: generate examples.")
     destdir: str | None = setting(None, help="Data-bin folder to write. null: the folder that the recipes read.")
-    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
-    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
+    overwrite: bool = setting(False, help="Replace an existing data-bin in destdir.")
+    workers: int = setting(0, at_least=0, help="Number of worker processes. 0: one per core.")
     seed: int = setting(1, at_least=0, help="Seed of the random examples.")
     train: int = setting(96_000, at_least=1, at_most=10**8, help="Number of examples in the training set.")
     valid: int = setting(2_000, at_least=1, at_most=10**8, help="Number of examples in the validation set.")
@@ -53,7 +51,7 @@ class ListOpsConfig(ListOpsShape, _Output):
 
 @dataclass(frozen=True)
 class MiniListOpsConfig(ListOpsConfig):
-    """ListOps with short expressions, on which models can be compared in minutes."""
+    """Settings of ListOps with short expressions, to compare models in minutes."""
 
     max_depth: int = 6
     max_args: int = 5
@@ -68,19 +66,17 @@ class PathfinderConfig(PathfinderShape, _Output):
     train: int = 160_000
     valid: int = 20_000
     test: int = 20_000
-    sheet: str | None = setting(
-        None, help="PNG file to write: 8 training images with one path between the dots, 8 without."
-    )
+    sheet: str | None = setting(None, help="PNG file to write, with 8 training images of each class.")
 
     @property
     def recipe(self) -> str | None:
-        """The recipe for images of more than 32 x 32 pixels. None: the recipe of the data set (see `LabelledSet`)."""
+        """The recipe for images of more than 32 x 32 pixels, or None for smaller images (see `LabelledSet`)."""
         return "lra_pathx_s4" if self.size > 32 else None
 
 
 @dataclass(frozen=True)
 class MiniPathfinderConfig(PathfinderConfig):
-    """Pathfinder with small images and short paths, on which models can be compared in minutes."""
+    """Settings of Pathfinder with small images and short paths, to compare models in minutes."""
 
     size: int = 16
     contour_length: int = 3
@@ -97,7 +93,7 @@ class PathXConfig(PathfinderConfig):
 
 
 def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Reporter) -> str:
-    """Writes the data-bin of ListOps, and returns a report. Raises UserError if no example has these settings."""
+    """Writes the data-bin of ListOps, and returns a report. Raises UserError if no expression fits the settings."""
     check_destination(destination, overwrite=config.overwrite)
     started = time.perf_counter()
     if config.source:
@@ -144,17 +140,17 @@ def _official_listops(folder: Path, split: str) -> Expressions:
         expressions.append(np.array([codes[token] for token in tokens], dtype=np.uint8))
         values.append(int(value))
     if not expressions:
-        raise UserError(f"{path} has no expressions.", "Use another source=.")
+        raise UserError(f"{path} has no expressions.", "Use a different source=.")
     return Expressions(expressions, np.array(values))
 
 
 def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter: Reporter) -> str:
-    """Writes the data-bin of Pathfinder, and returns a report. Raises UserError if no image has these settings."""
+    """Writes the data-bin of Pathfinder, and returns a report. Raises UserError if no image fits the settings."""
     check_destination(destination, overwrite=config.overwrite)
     config.check()
     if config.sheet:
         if not config.sheet.endswith(".png"):
-            raise UserError(f"sheet={config.sheet}: must end in .png. The file is a PNG image.")
+            raise UserError(f"sheet={config.sheet}: must end in .png, because the file is a PNG image.")
         check_writable(Path(config.sheet).parent, key="sheet")
     started = time.perf_counter()
     ink = _Ink()
@@ -179,7 +175,7 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
         )
         lookup = pathfinder.distance_lookup(train, test)
         how = f"generated with seed {config.seed}, {_rate(ink.images, started, 'images')}"
-        how = f"test accuracy of a baseline that uses only the distance between the dots: {lookup:.1%}\n{how}"
+        how = f"test accuracy of the baseline that uses only the distance between the dots: {lookup:.1%}\n{how}"
     return f"{describe(destination)}\n{ink}\n{how}"
 
 
@@ -208,9 +204,9 @@ class _Ink:
         return Arrays(images.ravel(), np.full(len(images), images.shape[1] * images.shape[2]), labels)
 
     def sheet(self) -> npt.NDArray[np.uint8]:
-        """Returns an image of two rows: eight images with label 1, then eight with label 0, scaled by 2.
+        """Returns an image with two rows: eight images with label 1, then eight with label 0, scaled by 2.
 
-        White replaces missing images.
+        Missing images are white.
         """
         columns = _SHEET // 2
         white = np.full_like((self._kept[0] + self._kept[1])[0], 255)
@@ -227,7 +223,7 @@ class _Ink:
 def _drawn(
     config: PathfinderConfig, split: str, distances: list[tuple[Ints, Ints]], reporter: Reporter
 ) -> Iterator[Part]:
-    """Draws a split, and adds the distances of the dots and the labels to `distances`."""
+    """Draws a split. Adds the distances of the dots and the labels to `distances`."""
     total = getattr(config, split)
     workers = _workers(config, total, worth=_WORTH_IMAGES[config.size])
     stream = SPLITS.index(split)
@@ -239,12 +235,12 @@ def _drawn(
 def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
     """Returns the images of one level of difficulty for each split: 80 % train, 10 % valid, 10 % test.
 
-    Their random order is the one of S4's code (seed 42).
+    The random order of the images is that of S4's code (seed 42).
     """
-    import torch  # here, because the import takes 2 s and nothing else in this module needs it
+    import torch  # imported here, because it takes 2 s and only this function uses it
 
     if config.contour_length not in _LEVELS:
-        raise UserError(f"contour_length={config.contour_length}: must be 6, 9 or 14, as in the official archive.")
+        raise UserError(f"contour_length={config.contour_length}: the official archive has only 6, 9 and 14.")
     level = f"pathfinder{config.size}/{_LEVELS[config.contour_length]}"
     given = Path(config.source or "").expanduser()
     folders = [given / level, given, *given.glob(f"*/{level}"), *given.glob(f"*/*/{level}")]
@@ -274,15 +270,15 @@ def _batches(folder: Path) -> list[Path]:
     """Returns the files that list the images, in the order of their numbers: `metadata/0.npy`, …"""
     paths = [path for path in (folder / "metadata").glob("*.npy") if path.stem.isdigit()]
     if not paths:
-        raise UserError(f"{folder / 'metadata'} has no list of images, such as 0.npy.", "Use another source=.")
+        raise UserError(f"{folder / 'metadata'} has no list of images, such as 0.npy.", "Use a different source=.")
     return sorted(paths, key=lambda path: int(path.stem))
 
 
 def _metadata(path: Path) -> list[tuple[str, int]]:
     """Returns (image file, label) of each line of a list of images.
 
-    A list is text, as in the official archive, or a NumPy array of strings. Raises UserError for an array of objects,
-    which would have to be unpickled.
+    A list is text, as in the official archive, or a NumPy array of strings. Raises UserError if it is an array of
+    objects, which would have to be unpickled.
     """
     content = path.read_bytes()
     try:
@@ -293,18 +289,18 @@ def _metadata(path: Path) -> list[tuple[str, int]]:
         rows = [(f"{line[0]}/{line[1]}", int(float(line[3]))) for line in lines if line]
     except (ValueError, IndexError, TypeError):
         raise UserError(
-            f"{path} is not a list of images: each line must be folder, name, number and label.",
+            f"{path} is not a list of images: each line must have folder, name, number and label.",
             "An array of Python objects is not read, because it would have to be unpickled.",
         ) from None
     if any(label not in (0, 1) or name.startswith("/") or ".." in name.split("/") for name, label in rows):
         raise UserError(
-            f"{path} names images outside its folder, or labels other than 0 and 1.", "Use another source=."
+            f"{path} lists images outside its folder, or labels other than 0 and 1.", "Use a different source=."
         )
     return rows
 
 
 def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
-    """Returns the images of some lines. The archive has one empty file, which is skipped."""
+    """Returns the images of `rows`. Skips an empty file (the official archive has one)."""
     images, labels = [], []
     for name, label in rows:
         path = folder / name
@@ -322,7 +318,7 @@ def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
 
 
 def _workers(config: _Output, items: int, *, worth: int) -> int:
-    """Returns the number of processes to use. Processing `worth` items takes as long as starting a process."""
+    """Returns the number of processes to use. Starting a process takes as long as processing `worth` items."""
     return min(config.workers or available_cores(), max(1, items // worth))
 
 

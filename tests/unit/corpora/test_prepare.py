@@ -167,7 +167,7 @@ def test_only_changed_sources_are_prepared_again(tmp_path: Path) -> None:
     make(free, tmp_path, source=str(source))
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bin" / "text").glob("[tv]*")}
     (source / "ptb.valid.txt").write_bytes(contents["ptb.valid.txt"].replace(b"dog", b"cow"))
-    with pytest.raises(UserError, match="There is a data-bin in"):
+    with pytest.raises(UserError, match="already contains a data-bin"):
         make(free, tmp_path, source=str(source))
     make(free, tmp_path, source=str(source), overwrite=True)
     assert b"cow" in (tmp_path / "bin" / "text" / "valid").read_bytes()
@@ -226,8 +226,8 @@ def test_prepare_resumes_after_sigkill(shelf: Shelf, tmp_path: Path) -> None:
     [
         ({"source": "nowhere"}, "source=nowhere does not exist"),
         ({"source": "{empty}"}, "There is no ptb.train.txt in source="),
-        ({"mirror": "ftp://x"}, "is not a web address"),
-        ({"mirror": "http://x", "source": "{empty}"}, "are both given"),
+        ({"mirror": "ftp://x"}, "must begin with http"),
+        ({"mirror": "http://x", "source": "{empty}"}, "are both set"),
         ({"mirror": "http://127.0.0.1:9"}, "cannot be downloaded"),
         ({"destdir": "{file}"}, "is a file"),
     ],
