@@ -1,4 +1,4 @@
-"""Criterions. Importing a file registers the criterions in it."""
+"""Criterions (loss functions). Importing a file registers the criterions in it."""
 
 from seqtk.criterions import cross_entropy as cross_entropy
 from seqtk.criterions import weighted_sum as weighted_sum

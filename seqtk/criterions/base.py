@@ -1,4 +1,4 @@
-"""The base class of criterions. A criterion returns sums and weights, and metrics are computed from their ratios."""
+"""The base class of criterions. A criterion returns sums and weights; metrics are computed from their ratios."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,14 +28,14 @@ class Loss:
     """The loss of one micro-batch."""
 
     total: Tensor
-    """The quantity to minimize, a *sum* over the targets."""
+    """The loss to minimize, *summed* over the targets."""
     weight: float
     """The number of targets, or the sum of their weights. The loss of an update is the sum of `total` over its
     micro-batches divided by the sum of `weight`."""
     stats: Stats
-    """Sums from which metrics are computed, each with its weight."""
+    """The statistics from which metrics are computed."""
     state: State = None
-    """The recurrent state after the batch, from which the next segments of its rows start."""
+    """The recurrent state after the batch. The next segment of each row starts from it."""
 
 
 class Criterion(nn.Module):
@@ -45,7 +45,7 @@ class Criterion(nn.Module):
     """The names in `Loss.stats`."""
 
     def stats_of(self, model: Model) -> tuple[str, ...]:
-        """Returns the names in `Loss.stats` with this model. Override it if the statistics depend on the head."""
+        """Returns the names in `Loss.stats` for this model. Override it if they depend on the model's head."""
         return self.stat_names
 
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:

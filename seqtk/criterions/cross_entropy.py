@@ -16,13 +16,13 @@ class CrossEntropyConfig(CriterionConfig):
 
 @dataclass(frozen=True)
 class LabelSmoothedConfig(CriterionConfig):
-    """Cross entropy with label smoothing: part of the target's probability is given to the other tokens."""
+    """Cross entropy with label smoothing: moves part of the target's probability to the other tokens."""
 
     label_smoothing: float = probability(0.1, help="ε: the probability distributed over the V - 1 other tokens.")
 
 
 class _HeadCriterion(Criterion):
-    """Returns the losses that the model's head computes."""
+    """Base class of criterions whose losses the model's head computes."""
 
     label_smoothing: float = 0.0
     stat_names = ("loss", "nll")
@@ -41,7 +41,7 @@ class _HeadCriterion(Criterion):
 
 @criterions.register("cross_entropy", CrossEntropyConfig)
 class CrossEntropy(_HeadCriterion):
-    """Σ -log p(target)."""
+    """Cross entropy, Σ -log p(target)."""
 
     def __init__(self, config: CrossEntropyConfig) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class CrossEntropy(_HeadCriterion):
 
 @criterions.register("label_smoothed_cross_entropy", LabelSmoothedConfig)
 class LabelSmoothedCrossEntropy(_HeadCriterion):
-    """Σ (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v."""
+    """Cross entropy with label smoothing, Σ (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v."""
 
     def __init__(self, config: LabelSmoothedConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A weighted sum of criterions, which share the features of the model."""
+"""A weighted sum of criterions. The model computes its features once for all of them."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,12 +32,12 @@ class SumConfig(CriterionConfig):
 
 @criterions.register("sum", SumConfig)
 class Sum(Criterion):
-    """Σ weight · loss over the parts. The model computes its features only once.
+    """A weighted sum of criterions, Σ weight · loss. The model computes its features only once.
 
     The statistic `loss` is the sum. Each other statistic comes from the first part that returns it.
 
     Raises:
-        UserError: If there are no parts, or one has no criterion.
+        UserError: If there are no parts, or a part has no criterion.
     """
 
     def __init__(self, config: SumConfig) -> None:
@@ -49,8 +49,8 @@ class Sum(Criterion):
         kinds = [part.criterion for part in config.parts if part.criterion is not None]
         if len(kinds) < len(config.parts):
             raise UserError(
-                "criterion.parts: A part has no criterion.",
-                "Set it in each part: [{criterion: cross_entropy, weight: 0.5}, …].",
+                "criterion.parts: a part has no criterion.",
+                "Set the criterion of each part: [{criterion: cross_entropy, weight: 0.5}, …].",
             )
         self.parts = nn.ModuleList(map(criterions.build, kinds))
         self.weights = [part.weight for part in config.parts]
