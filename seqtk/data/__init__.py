@@ -1,1 +1,1 @@
-"""Converts text to data-bins and reads them in batches. Independent of models."""
+"""Converts text to data-bins, and reads data-bins in batches. Independent of models."""

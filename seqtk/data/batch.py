@@ -1,4 +1,4 @@
-"""Batches: frozen dataclasses of tensors, with the weight by which their loss is divided.
+"""Batches: frozen dataclasses of tensors, with the weight by which the loss is divided.
 
 B batch, S source length, T target length.
 """
@@ -25,10 +25,10 @@ B = TypeVar("B", bound="Batch")
 
 @dataclass(frozen=True)
 class Batch:
-    """Base class of batches: the indices of the examples, the weight, and in subclasses further tensors."""
+    """Base class of batches: the indices of the examples and the weight. Subclasses add tensors."""
 
     sides: ClassVar[Mapping[str, int]] = {}
-    """Maps the name of each padded tensor to the column of `sizes_ND` that holds the lengths of its rows."""
+    """Name of a padded tensor → the column of `sizes_ND` with the lengths of its rows."""
 
     ids_B: Tensor
     """The index of the example in each row; -1 for filler rows."""
@@ -58,12 +58,12 @@ class Batch:
 
     @property
     def targets(self) -> float:
-        """The number of targets, without padding and filler rows. Metrics such as accuracy are divided by it."""
+        """The number of targets, without padding and filler rows: the denominator of metrics such as accuracy."""
         return self.weight
 
     @property
     def pad(self) -> Tensor | None:
-        """The padding mask pad_BT of the model's features (True: padding), for heads that pool features."""
+        """The padding mask pad_BT of the features (True: padding), for heads that pool features."""
         return None
 
     @property
@@ -72,7 +72,7 @@ class Batch:
         return self.ids_B[: len(self.ids_B) - self.fillers].tolist()
 
     def as_empty(self) -> Self:
-        """Returns this batch with weight 0, as a micro-batch for a rank that has no examples left.
+        """Returns a copy of this batch with weight 0, the micro-batch of a rank that has no examples left.
 
         In training, the loss of a batch of weight 0 is multiplied by 0.
         """
@@ -117,7 +117,7 @@ class TranslationBatch(Batch):
 
     source_BS: Tensor
     previous_BT: Tensor
-    """The input of the decoder: the target shifted right by one, with EOS first (fairseq's convention)."""
+    """The input of the decoder: EOS (as in fairseq), then the target without its last token."""
     target_BT: Tensor
 
     @property
@@ -134,7 +134,7 @@ class LanguageBatch(Batch):
     previous_BT: Tensor
     """The input of the model: at each position, the token before the target."""
     target_BT: Tensor
-    """The targets; PAD after the end of a row and in its context, where nothing is predicted."""
+    """The targets. PAD where nothing is predicted: after the end of a row, and in its context."""
 
     @property
     def target(self) -> Tensor:
@@ -142,7 +142,7 @@ class LanguageBatch(Batch):
 
 
 class Examples(Protocol[E_co]):
-    """An object with a length that returns examples by index. It must be picklable if workers read it."""
+    """Protocol of objects with a length that return examples by index. They must be picklable if workers read them."""
 
     def __len__(self) -> int: ...
 
@@ -150,12 +150,12 @@ class Examples(Protocol[E_co]):
 
 
 class Dataset(Examples[Any], Protocol):
-    """The examples of a split by index. The lengths of all examples are known without reading them."""
+    """The examples of a split. `sizes_ND` gives the lengths of all examples without reading them."""
 
     sizes_ND: npt.NDArray[np.int32]
     """The lengths of each example, with one column per side (source, target)."""
     truncated: int
-    """The number of examples that are truncated because they are too long for the model."""
+    """The number of examples that are truncated to the model's maximum length."""
 
 
 def take(dataset: Examples[E], indices: Sequence[int]) -> list[E]:
@@ -165,7 +165,7 @@ def take(dataset: Examples[E], indices: Sequence[int]) -> list[E]:
 
 
 def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
-    """Reads and collates the examples at `indices`, and pads the batch to `shape` unless it is None."""
+    """Reads and collates the examples at `indices`. Pads the batch to `shape` unless `shape` is None."""
     batch = collate(take(dataset, indices))
     return batch if shape is None else batch.filled(shape)
 
@@ -184,7 +184,7 @@ def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
     if largest >= len(vocabulary):
         raise UserError(
             f"The data contain the token id {largest:,}, but {name} has only {len(vocabulary):,} tokens.",
-            "The dictionary is truncated or belongs to other data: copy it again, or make the data-bin again.",
+            "The dictionary is truncated or belongs to different data. Copy it again, or make the data-bin again.",
         )
 
 

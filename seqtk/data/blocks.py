@@ -1,6 +1,6 @@
-"""Cuts the concatenated items of a split into blocks, the samples of a language model, and collates them into batches.
+"""Splits concatenated items into blocks, the samples of a language model, and collates blocks into batches.
 
-This is fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
+The modes are those of fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
 N items, K blocks, B batch, T length.
 """
 
@@ -28,10 +28,10 @@ SEPARATOR_LENGTH = 1
 def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per_sample: int) -> Bounds:
     """Returns bounds_K2, the start and the end of each block in the stream of concatenated items.
 
-    - `none`: Blocks of `tokens_per_sample` tokens; the last one may be shorter.
+    - `none`: Blocks of `tokens_per_sample` tokens. The last block may be shorter.
     - `eos`: One item per block, of any length.
-    - `complete`: As many whole items per block as fit in `tokens_per_sample`. A longer item is a block by itself.
-    - `complete_doc`: As `complete`, but blocks end at items of length 1, which separate documents and are skipped.
+    - `complete`: As many whole items per block as fit in `tokens_per_sample`. A longer item is a separate block.
+    - `complete_doc`: Like `complete`, but blocks end at items of length 1, which separate documents and are skipped.
     """
     if tokens_per_sample < 1:
         raise UserError(f"task.tokens_per_sample={tokens_per_sample} must be at least 1.")
@@ -69,8 +69,8 @@ def _first_items(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 class TokenBlocks:
     """The blocks of one split. Block i is `(i, ids)`: one id of context, then the ids to predict.
 
-    The context is the preceding id of the stream with `break_mode="none"`. It is EOS for the first block, and for all
-    blocks in the other modes, whether or not the items end in EOS. `sizes_ND` counts the targets.
+    With `break_mode="none"`, the context is the preceding id of the stream (EOS for the first block). In the other
+    modes, it is EOS, even if items do not end in EOS. `sizes_ND` counts the targets.
     """
 
     def __init__(self, items: Items, *, break_mode: BreakMode = "none", tokens_per_sample: int = 512) -> None:
@@ -114,7 +114,7 @@ class ContextBlocks:
         starts_K, ends_K = self.bounds_K2[:, 0], self.bounds_K2[:, 1]
         context_K = np.clip(tokens_per_sample - (ends_K - starts_K), 0, context_window)
         limit_K = _document_starts(items.sizes, starts_K) if break_mode == "complete_doc" else np.zeros_like(starts_K)
-        # The id before the first target is always read. The position before the limit stands for EOS.
+        # The id before the first target is always read. The position before the limit represents EOS.
         self._first_K = np.maximum(starts_K - context_K - 1, limit_K - 1)
         self._after_eos_K = self._first_K < limit_K
         self._no_context_K = context_K == 0

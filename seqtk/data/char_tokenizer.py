@@ -1,7 +1,7 @@
-"""Tokenizes text into bytes or characters, and names these tokens in a dictionary.
+"""Tokenizes text into bytes or characters.
 
 A dictionary file has one token per line, so bytes, white space and invisible characters have names: byte 10 is `<0x0A>`
-and the space is `<U+0020>`. Every other character stands for itself.
+and the space is `<U+0020>`. All other characters appear as they are.
 """
 
 import io
@@ -41,7 +41,7 @@ def bytes_to_names(line: str) -> list[str]:
 
 
 def names_to_bytes(names: Sequence[str]) -> str:
-    """Joins the bytes with these names to a text. Other names and invalid UTF-8 become U+FFFD."""
+    """Decodes a text from the names of its bytes. Other names and invalid UTF-8 become U+FFFD."""
     parts = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
     return b"".join(parts).decode("utf-8", errors="replace")
 
@@ -52,7 +52,7 @@ def characters_to_names(line: str) -> list[str]:
 
 
 def names_to_characters(names: Sequence[str]) -> str:
-    """Joins the characters with these names to a text. The unknown token becomes U+FFFD."""
+    """Decodes a text from the names of its characters. The unknown token becomes U+FFFD."""
     return "".join(map(_character, names))
 
 
@@ -100,7 +100,7 @@ def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, A
 
 
 def code_of(name: str, *, characters: bool) -> int | None:
-    """Returns the code point or byte that a token stands for; None for filler words and special symbols."""
+    """Returns the code point or byte that a token represents, or None for filler words and special symbols."""
     if not characters:
         return _BYTE_OF.get(name)
     named = _CHARACTER_NAME.fullmatch(name)

@@ -21,12 +21,12 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text files of each split, given by a prefix. The language is the suffix of the file's name."""
+    """Settings of the text files of each split. A file is named PREFIX.LANGUAGE, or PREFIX for monolingual text."""
 
     source_lang: str | None = setting(
         None, help="Source language, the suffix of the file: PREFIX.LANGUAGE. null: the file is PREFIX itself."
     )
-    target_lang: str | None = setting(None, help="Target language. null: monolingual text, as for a language model.")
+    target_lang: str | None = setting(None, help="Target language. null: monolingual text, for a language model.")
     train: str | None = setting(
         None, help="Prefix of the training text. Files are UTF-8, plain or compressed (.gz, .bz2, .xz)."
     )
@@ -39,7 +39,7 @@ class TextConfig:
 
     @property
     def langs(self) -> tuple[str | None, ...]:
-        """The languages of the data-bin, source first; a single None for monolingual text."""
+        """The languages of the data-bin, source first. For monolingual text, a single None."""
         return (self.source_lang, self.target_lang) if self.target_lang else (None,)
 
     @property
@@ -47,7 +47,7 @@ class TextConfig:
         return self.langs if self.target_lang else (self.source_lang,)
 
     def prefixes(self) -> dict[str, str]:
-        """Returns the prefix of each split's text. Commas separate prefixes, unless such a file exists."""
+        """Returns name of a split → prefix. Commas separate prefixes, unless a file with commas in its name exists."""
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
@@ -58,7 +58,7 @@ class TextConfig:
     def files(self) -> dict[str, tuple[Path, ...]]:
         """Returns the files of each split, in the order of the languages. Raises UserError if one is missing."""
         if self.target_lang and not self.source_lang:
-            raise UserError("target_lang= needs source_lang=.", "For monolingual text set source_lang= alone.")
+            raise UserError("target_lang= requires source_lang=.", "For monolingual text, set only source_lang=.")
         if self.target_lang and self.target_lang == self.source_lang:
             raise UserError(f"source_lang= and target_lang= are both '{self.source_lang}'.", "Set two languages.")
         found = {
@@ -66,13 +66,13 @@ class TextConfig:
             for name, prefix in self.prefixes().items()
         }
         if not found:
-            raise UserError("There is no text to read.", "Set train=, valid= or test= to the prefix of its files.")
+            raise UserError("No text is set.", "Set train=, valid= or test= to the prefix of text files.")
         return found
 
 
 @dataclass(frozen=True)
 class Text:
-    """The files of a split, one for each language, and their number of lines."""
+    """The files of a split, one for each language, and the number of lines of each."""
 
     name: str
     paths: tuple[Path, ...]
@@ -82,7 +82,7 @@ class Text:
 def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
     """Returns the file of one side of a corpus, plain or compressed: `prefix.lang`, or `prefix` if `lang` is None.
 
-    Raises UserError if it is missing. The error names `key`, the setting that holds `prefix`, and similar files.
+    Raises UserError if the file is missing. The error names similar files and `key`, the setting with `prefix`.
     """
     path = _find(prefix, lang)
     if path is not None:
@@ -90,26 +90,26 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
     name = Path(f"{prefix}.{lang}" if lang else prefix)
     if name.is_fifo() or name.is_char_device():
         raise UserError(
-            f"{key}={name} is a pipe or a device, but must be read more than once.", "Save its content to a file."
+            f"{key}={name} is a pipe or a device, which cannot be read twice.", "Save its content to a file."
         )
     existing = languages_of(prefix)
     stem, _, ending = prefix.removesuffix(".gz").rpartition(".")
     if lang and Path(prefix).is_file() and stem and _find(stem, lang) is not None:
-        raise UserError(f"There is no text {name}.", f"Set the prefix, without .{ending}: {key}={stem}")
+        raise UserError(f"There is no text file {name}.", f"Set the prefix, without .{ending}: {key}={stem}")
     if lang and existing:
         raise UserError(
-            f"There is no text {name}.",
-            f"Files {prefix}.* exist for: {', '.join(existing)}.",
-            "Set source_lang= and target_lang= to two of them.",
+            f"There is no text file {name}.",
+            f"Files {prefix}.LANGUAGE exist for these languages: {', '.join(existing)}.",
+            "Set source_lang= and target_lang= to two of these languages.",
         )
     if not lang and len(existing) > 1:
         raise UserError(
-            f"There is no text {name}, but there are {name.name}.{existing[0]} and {name.name}.{existing[1]}.",
-            f"For a parallel corpus set source_lang={existing[0]} target_lang={existing[1]}.",
+            f"There is no text file {name}, but there are {name.name}.{existing[0]} and {name.name}.{existing[1]}.",
+            f"For a parallel corpus, set source_lang={existing[0]} target_lang={existing[1]}.",
         )
     endings = ", ".join(SUFFIXES[1:])
     near = near_path(name, suits=Path.is_file)
-    raise UserError(f"There is no text {name} (nor with {endings}).", *near)
+    raise UserError(f"There is no text file {name} (nor with {endings}).", *near)
 
 
 def languages_of(prefix: str) -> list[str]:
@@ -147,7 +147,7 @@ def check_text(path: Path, utf8: bool = True) -> int:
         check_utf8(rest, path, lines + 1)
         if not lines and rest.count(b"\r") > 2:
             raise UserError(
-                f"The lines of {path} end in \\r only (old Mac OS).", "Convert it: tr '\\r' '\\n' < IN > OUT."
+                f"The lines of {path} end in \\r only (old Mac OS).", "Convert the file: tr '\\r' '\\n' < IN > OUT."
             )
     return lines + bool(rest)
 
@@ -158,12 +158,12 @@ def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
         raise UserError(
             "The two sides of the corpus do not have the same number of lines:",
             ", ".join(f"{path} has {count:,}" for path, count in zip(paths, lines, strict=True)) + ".",
-            r"Line n of one must be the translation of line n of the other; lines end at \n only.",
+            r"Line n of one file must be the translation of line n of the other. Only \n ends a line.",
         )
 
 
 def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[bytes, ...]]:
-    """Yields one block of each file, with the same line numbers in all of them.
+    """Yields one block of each file at a time. The blocks have the same line numbers.
 
     The block of the first file has about `block_bytes` bytes.
     """
@@ -185,7 +185,7 @@ def count_lines(block: bytes) -> int:
 
 
 def sample_lines(paths: Sequence[Path], *, lines: int, max_lines: int) -> Iterator[bytes]:
-    """Yields lines of files, without line feeds.
+    """Yields the lines of files, or a sample of them, without line feeds.
 
     Args:
         paths: The files.

@@ -26,7 +26,7 @@ class ClassBatch(Batch):
     target_B: Tensor
     """The class of each row, from 0."""
     padded: bool = True
-    """Whether any row may have padding. If not, layers and heads run without a padding mask."""
+    """True if a row may have padding. False: layers and heads run without a padding mask."""
 
     @property
     def target(self) -> Tensor:
@@ -48,7 +48,7 @@ class ClassBatch(Batch):
         return self.texts == PAD if self.padded else None
 
     def filled(self, shape: Shape) -> Self:
-        """See `Batch.filled`. The result has a padding mask unless no row of this shape can have padding."""
+        """See `Batch.filled`. If rows of this shape never have padding, the result has no padding mask."""
         is_longer = self.source_BS.shape[1] < shape.lengths[0]
         return dataclasses.replace(super().filled(shape), padded=self.padded or is_longer or not shape.exact)
 
@@ -78,7 +78,7 @@ class MaskedBatch(Batch):
 
     source_BS: Tensor
     target_BS: Tensor
-    """The original tokens at predicted positions; PAD at all others."""
+    """The original tokens at predicted positions, and PAD at all other positions."""
 
     @property
     def target(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encodes blocks of lines as arrays of ids. Works on whole blocks, without a Python loop over tokens."""
+"""Encodes blocks of lines as arrays of ids, without a Python loop over tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class EncodedLines:
     Attributes:
         ids: The ids of all lines, concatenated.
         sizes: The number of ids of each line.
-        special: The number of words that equal a special symbol, such as `<pad>`. They are encoded as UNK.
+        special: The number of words that equal a special symbol, such as `<pad>`. These words are encoded as UNK.
         kept: The numbers of bytes and characters that can be decoded from the tokens. None: the whole text.
     """
 
@@ -49,7 +49,7 @@ class LineEncoder(Protocol):
 
 
 class WordEncoder:
-    """Encodes words, separated by white space or found by `lowercase_words`, by looking them up in the vocabulary."""
+    """Encodes the words of text by looking them up in the vocabulary. Splits at white space or by `lowercase_words`."""
 
     def __init__(self, vocabulary: Vocabulary, *, lowercase: bool = False) -> None:
         self.vocabulary, self._lowercase = vocabulary, lowercase
@@ -65,7 +65,7 @@ class WordEncoder:
             ids[is_special] = UNK
         sizes = words_in_lines(text, starts)
         kept = None
-        if measure:  # one space between words, and the line ends
+        if measure:  # decoded text has one space between words, and line ends
             in_words, between = int((ends - starts).sum()), len(ids) - int(np.count_nonzero(sizes)) + len(sizes)
             kept = in_words + between, text_size(text)[1] - (len(text) - in_words) + between
         return EncodedLines(ids, sizes, special, kept)
@@ -97,7 +97,7 @@ class PieceEncoder:
         return EncodedLines(ids, sizes, kept=kept)
 
     def _measure(self, piece_ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
-        """Returns the number of bytes and characters of the text that the pieces decode to, line feeds included."""
+        """Returns (bytes, characters) of the text that the pieces decode to, including line feeds."""
         rest = 0, 0
         if is_unknown.any():  # lines with unknown characters
             lines_with_unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(is_unknown), side="right"))
@@ -110,7 +110,7 @@ class PieceEncoder:
         return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
     def _look_up_unknown_pieces(self, ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """Encodes lines that contain unknown pieces again, with these pieces as words of the vocabulary."""
+        """Encodes lines that contain unknown pieces again: looks up these pieces as words of the vocabulary."""
         ends = np.cumsum(sizes)
         for i in np.unique(np.searchsorted(ends, np.flatnonzero(is_unknown), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
@@ -139,7 +139,7 @@ def _fillers(vocabulary: Vocabulary) -> list[str]:
 
 
 def _size(piece: str | None) -> tuple[int, int]:
-    """Returns the number of bytes and of characters in the text of a SentencePiece piece; 0 for special symbols."""
+    """Returns (bytes, characters) of the text of a SentencePiece piece, or (0, 0) for special symbols."""
     if piece is None:
         return 0, 0
     if BYTE_PIECE.fullmatch(piece):

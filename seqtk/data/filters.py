@@ -1,4 +1,4 @@
-"""Filters training lines or pairs by their lengths in tokens, EOS not counted."""
+"""Filters training lines or pairs by their number of tokens, without EOS."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RULES = ("empty", "too_short", "too_long", "ratio")
 
 @dataclass(frozen=True)
 class LengthFilter:
-    """Keeps a pair if each side has `min_length` to `max_length` tokens, and the ratio is at most `max_ratio`.
+    """Keeps lines or pairs with `min_length` to `max_length` tokens on each side and a ratio of at most `max_ratio`.
 
     The ratio is the length of the longer side divided by the length of the shorter side. None: no limit.
     """
@@ -22,9 +22,9 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """Returns a mask of the lines to keep, and the number of lines that each rule drops.
+        """Returns (mask of the lines to keep, rule → number of lines that it drops).
 
-        A line that several rules drop counts for the first of them.
+        If several rules drop a line, the first one counts.
         """
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
         drops = (

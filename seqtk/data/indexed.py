@@ -1,7 +1,7 @@
 """Reads token ids from data sets in fairseq's memory-mapped format, which `IndexedWriter` writes, or its older format.
 
-A data set consists of two files: `PREFIX.bin` holds the concatenated ids of all items, and `PREFIX.idx` the start and
-the length of each item (`docs/formats.md` gives both layouts byte by byte). Items are read with `pread` and not
+A data set consists of two files: `PREFIX.bin` contains the concatenated ids of all items, and `PREFIX.idx` the start
+and the length of each item (`docs/formats.md` describes both layouts byte by byte). Items are read with `pread`, not
 mapped into memory. So memory does not grow with the number of items read, and if a file becomes shorter while it is in
 use, an exception is raised. With a mapped file, the signal SIGBUS would kill the process.
 """
@@ -37,7 +37,7 @@ AGAIN = "Copy the file again, or make the data-bin again, then run the same comm
 class IndexedDataset:
     """A data set of token ids. `dataset[i]` reads item i and returns it as an int64 array.
 
-    `sizes` holds the number of ids of each item, EOS included. Picklable; the copy opens the files again.
+    `sizes` contains the number of ids of each item, including EOS. Picklable; a copy opens the files again.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -51,14 +51,14 @@ class IndexedDataset:
             self._length, self._dtype, self._sizes_at, self._starts_at = _layout(self._index, self.prefix)
             self._unit, self._shift = 1, 0
         else:
-            raise UserError(f"{prefix}.idx is not the index of a data set: it begins with {start!r}.")
+            raise UserError(f"{prefix}.idx is not the index of a data set, because it begins with {start!r}.")
         last, expected = self._length - 1, 0
         if self._length:
             expected = self._start(last) + int(self._stored_sizes(last, 1)[0]) * self._dtype.itemsize
         if self._data.size != expected:
             raise UserError(
-                f"{prefix}.bin has {self._data.size:,} bytes, but its index requires {expected:,}.",
-                "It is truncated or belongs to another index.",
+                f"{prefix}.bin has {self._data.size:,} bytes, but {prefix}.idx requires {expected:,}.",
+                "The file is truncated, or belongs to a different index.",
                 AGAIN,
             )
 
@@ -151,7 +151,7 @@ class _File:
         return read
 
     def gather(self, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> bytes:
-        """Returns several ranges of bytes, one after the other. Raises UserError as `read` does."""
+        """Returns the concatenation of several ranges of bytes. Raises the errors of `read`."""
         ranges = list(zip(starts.tolist(), counts.tolist(), strict=True))
         with suppress(OSError):
             found = b"".join([os.pread(self._descriptor, count, start) for start, count in ranges])
@@ -189,11 +189,11 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
         documents = struct.unpack("<Q", index.read(HEADER.size, 8))[0] if index.size >= HEADER.size + 8 else -1
         if index.size == expected + 8 + 8 * documents:
             raise UserError(
-                f"{prefix}.idx is in Megatron-LM's variant of the format, with a document index; it is not supported.",
+                f"{prefix}.idx has the format of Megatron-LM, with a document index, which is not supported.",
                 "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
-            f"{prefix}.idx is truncated or damaged: it has {index.size:,} bytes, but {expected:,} are needed.",
+            f"{prefix}.idx is truncated or damaged: it has {index.size:,} bytes, but must have {expected:,}.",
             AGAIN,
         )
     return length, dtype, HEADER.size, HEADER.size + 4 * length
@@ -208,10 +208,10 @@ def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, 
     starts_at = LEGACY_HEADER.size + 8 * (length + 1)
     sizes_at = starts_at + 8 * (length + 1)
     if dimensions != length:
-        raise UserError(f"{prefix}.idx holds arrays of more than one dimension, which are not text.")
+        raise UserError(f"{prefix}.idx contains arrays of more than one dimension, which are not text.")
     if index.size != sizes_at + 8 * length:
         raise UserError(
-            f"{prefix}.idx is damaged: it has {index.size:,} bytes, but {sizes_at + 8 * length:,} are needed.",
+            f"{prefix}.idx is damaged: it has {index.size:,} bytes, but must have {sizes_at + 8 * length:,}.",
             AGAIN,
         )
     return length, dtype, sizes_at, starts_at
@@ -221,5 +221,5 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
     if version != 1:
         raise UserError(f"{prefix}.idx has version {version} of the format; only version 1 is supported.")
     if code not in DTYPES:
-        raise UserError(f"{prefix}.idx holds numbers of type {code}, which are not token ids.")
+        raise UserError(f"{prefix}.idx contains numbers of type {code}, which are not token ids.")
     return np.dtype(DTYPES[code])

@@ -1,7 +1,7 @@
-"""Writes labeled data-bins from text or from arrays of pixels or tokens, and describes them.
+"""Writes labeled data-bins from text or from arrays of pixels or tokens, and prints reports about them.
 
-A labeled data-bin is a data-bin with `classes.txt` (one class name per line; a class's number is its line, from 0) and
-`SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
+A labeled data-bin is a data-bin with two more files: `classes.txt` (one class per line; the index of a class is its
+line, from 0) and `SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
 """
 
 import itertools
@@ -44,14 +44,14 @@ SPLITS = ("train", "valid", "test")
 PIXELS = tuple(map(str, range(256)))
 """The dictionary of pixels."""
 
-_MAX_PRINTED_CLASSES = 10  # with more classes, their shares are not printed
+_MAX_PRINTED_CLASSES = 10  # the shares of more classes than this are not printed
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One or two texts in UTF-8, without line ends, and the number of their class."""
+    """One or two texts in UTF-8, without line ends, and the index of their class."""
 
     split: str
     label: int
@@ -67,7 +67,7 @@ class Arrays:
     sizes: Ints
     """The number of symbols of each item."""
     labels: Ints
-    """The number of the class of each item."""
+    """The class index of each item."""
 
 
 def write_texts(
@@ -107,7 +107,7 @@ def write_texts(
             **settings,
         )
         recorded = recorded or replace(config, train=None, valid=(), test=())
-        # Only progress is reported: the messages would name the temporary files.
+        # Only progress is reported, because messages would name the temporary files.
         preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))
         for split in splits:
             label_N = np.array(labels[split], dtype=np.int64)
@@ -127,7 +127,7 @@ def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
 def write_arrays(
     destination: Path, classes: Sequence[str], symbols: Sequence[str], splits: Mapping[str, Iterable[Arrays]]
 ) -> None:
-    """Writes a labeled data-bin of arrays atomically. The arrays of each split are given in parts.
+    """Writes a labeled data-bin of arrays atomically. Each split is given as one or more parts.
 
     Raises UserError if a split has no examples.
     """
@@ -166,11 +166,11 @@ def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], I
 
 def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
     if not len(labels):
-        raise UserError(f"Split '{split}' has no examples.", "Add examples, or choose another source=.")
+        raise UserError(f"Split '{split}' has no examples.", "Add examples, or choose a different source=.")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
-        raise UserError("All training examples have only one class.", "Add examples, or choose another source=.")
+        raise UserError("All training examples have the same class.", "Add examples, or choose a different source=.")
     ends = np.cumsum(list(parts.values()))[:-1]
     for part, own in zip(parts, np.split(labels.astype(np.int32), ends), strict=True):
         np.save(folder / f"{part}{LABELS}", own)
@@ -188,7 +188,7 @@ _ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", 
 def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
     """Writes the labeled data-bin that `config` describes, and returns its report.
 
-    No example is dropped. The classes are those of the training split, or of all splits without a training split.
+    No example is dropped. The classes are those in the training split or, without a training split, in all splits.
 
     Raises:
         UserError: If a file or setting is invalid, or an example has a class that no training example has. The folder
@@ -200,8 +200,8 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
     arrays = {path for path in files.values() if is_array_file(path)}
     if arrays and arrays != set(files.values()):
         raise UserError(
-            f"{min(arrays)} holds arrays, but {min({*files.values()} - arrays)} is text.",
-            "All splits must be of one kind.",
+            f"{min(arrays)} contains arrays, but {min({*files.values()} - arrays)} is text.",
+            "All splits must be text, or all must be arrays.",
         )
     _check_settings(config, arrays=bool(arrays))
     class_files = [files["train"]] if "train" in files else list(files.values())
@@ -236,7 +236,7 @@ def _files(config: PreprocessConfig) -> dict[str, str]:
     """Returns the file of each split. Raises UserError if there is none."""
     prefixes = config.prefixes()
     if not prefixes:
-        raise UserError("There is no text: train=, valid= and test= are not set.", "Set at least one of them.")
+        raise UserError("No labeled file is set.", "Set at least one of train=, valid= and test=.")
     return {
         split: path if is_array_file(path) else str(find_text(path, None, key=split.rstrip("0123456789")))
         for split, path in prefixes.items()
@@ -244,18 +244,18 @@ def _files(config: PreprocessConfig) -> dict[str, str]:
 
 
 def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
-    """Raises UserError for settings that have no effect on labeled files."""
+    """Raises UserError if a setting has no effect on labeled files."""
     for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
         if getattr(config, key) is not None:
-            raise UserError(f"{key}= does not apply to labeled files.", "Remove it, or remove columns=.")
+            raise UserError(f"{key}= has no effect on labeled files.", "Remove it, or remove columns=.")
     for field in fields(config):
         if arrays and field.name not in _ARRAY_SETTINGS and getattr(config, field.name) != field.default:
-            raise UserError(f"{field.name}= applies to text, but the files hold arrays.", "Remove it.")
+            raise UserError(f"{field.name}= has no effect on files with arrays.", "Remove it.")
     if config.columns is not None and config.columns.second is not None and not config.joint:
         raise UserError("joint=false: both texts of a pair must have the same dictionary.", "Remove it.")
     if config.valid_share and (config.train is None or config.valid):
         raise UserError(
-            "valid_share= requires train= without valid=.", "It moves examples of train= to the split valid."
+            "valid_share= requires train= and no valid=.", "It moves examples of train= to the split valid."
         )
 
 
@@ -295,8 +295,8 @@ def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
     chosen = round(share * count)
     if not 0 < chosen < count:
         raise UserError(
-            f"valid_share={share} of {count:,} training examples is {chosen:,}.",
-            "Set it so that train and valid both have examples.",
+            f"valid_share={share} selects {chosen:,} of {count:,} training examples.",
+            "Set valid_share so that train and valid both have examples.",
         )
     mask = np.zeros(count, dtype=bool)
     mask[np.argsort(np.random.PCG64(np.random.SeedSequence([seed])).random_raw(count), kind="stable")[:chosen]] = True
@@ -325,5 +325,5 @@ def describe(destination: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     size = len(data.vocabulary(data.source_lang))
-    note = f"lengths in tokens, </s> not counted; vocabulary {size:,}, {len(SPECIALS)} special symbols included"
+    note = f"lengths in tokens, without </s>; vocabulary: {size:,}, including {len(SPECIALS)} special symbols"
     return "\n".join([*table, note, *lines])

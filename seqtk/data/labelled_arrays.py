@@ -1,8 +1,8 @@
-"""Reads labeled arrays from NumPy files: pixels or tokens and the class of each item. Nothing is unpickled.
+"""Reads labeled items (pixels or tokens, with a class per item) from NumPy files. Nothing is unpickled.
 
-An `.npz` file holds all arrays by name. An `.npy` file holds the items; its other arrays are the files `STEM.NAME.npy`
-in the same folder. Items are the flattened rows of an array [N, ...], or are concatenated in an array [S] with a second
-array [N] of their lengths. Rows with lengths may be padded: the symbols after the length are dropped.
+An `.npz` file contains all arrays, by name. An `.npy` file contains the items; its other arrays are the files
+`STEM.NAME.npy` in the same folder. Items are the flattened rows of an array [N, ...], or are concatenated in an array
+[S] with a second array [N] of their lengths. Rows with lengths may be padded: the symbols after the length are dropped.
 
 N items, S symbols.
 """
@@ -28,17 +28,17 @@ ARRAY_FORMATS = ("npz", "npy")
 _PART = 1 << 20
 """The number of symbols that are read at a time."""
 _MAX_SYMBOLS = 1 << 20
-"""Maximum size of a dictionary. Without it, one wrong number in the data would add an entry for each number below."""
+"""Maximum size of a dictionary. Without a limit, one wrong number in the data would add an entry per smaller number."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 Ints = npt.NDArray[np.int64]
 Part = tuple[npt.NDArray[Any], Ints]
-"""The concatenated symbols of some items, and the sizes of the items."""
+"""(The concatenated symbols of some items, the sizes of the items)."""
 
 
 def is_array_file(path: str) -> bool:
-    """Returns whether a file is a NumPy file according to its extension."""
+    """Returns True if the extension of a file is that of a NumPy file."""
     return Path(path).suffix.removeprefix(".") in ARRAY_FORMATS
 
 
@@ -78,16 +78,16 @@ class ArrayFile:
         with self._open(items, is_items=True) as stored:
             if stored.dtype.kind not in "uib":
                 raise UserError(
-                    f"{stored.name} has numbers of type {stored.dtype}, not pixels or tokens.",
+                    f"{stored.name} has numbers of type {stored.dtype}, which are not pixels or tokens.",
                     "Pixels must be uint8, and tokens integers such as int32.",
                 )
             if not stored.shape or (len(stored.shape) == 1 and lengths is None):
                 raise UserError(
-                    f"{stored.name} has the shape {list(stored.shape)}, but needs one row per item.",
+                    f"{stored.name} has the shape {list(stored.shape)}, but must have one row per item.",
                     "Save one item per row, or set columns.lengths= if the items are concatenated.",
                 )
             self.pixels = stored.dtype == np.uint8
-            """Whether the symbols are uint8."""
+            """True if the symbols are uint8."""
             self.shape = stored.shape
             """The shape of the array of items."""
         self._lengths = None if lengths is None else self._read_lengths(lengths)
@@ -126,7 +126,7 @@ class ArrayFile:
         return max(int(symbols.max(initial=0)) for symbols, _ in self.parts())
 
     def parts(self) -> Iterator[Part]:
-        """Yields all items in parts. Raises UserError, which names the example, if a symbol is not a valid token."""
+        """Yields all items in parts. Raises UserError, with the example's number, if a symbol is not a valid token."""
         done = 0
         with self._open(self._items, is_items=True) as stored:
             for start, end in self._part_bounds():
@@ -137,7 +137,7 @@ class ArrayFile:
                     number = done + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
                     raise UserError(
                         f"Example {number:,} of {self.path} has the symbol {symbols[first]}.",
-                        f"Tokens must be from 0 to {_MAX_SYMBOLS - 1:,}: the dictionary is 0 to the largest token.",
+                        f"Tokens must be from 0 to {_MAX_SYMBOLS - 1:,}: the dictionary has 0 to the largest token.",
                         "Renumber the tokens: numpy.unique(array, return_inverse=True).",
                     )
                 yield symbols, sizes
@@ -180,7 +180,7 @@ class ArrayFile:
             problem = f"it must have {self.shape[0]:,} lengths of at most {width:,}"
         else:
             return lengths_N.astype(np.int64)
-        raise UserError(f"{self._name_of(name)} does not hold the lengths of the items: {problem}.")
+        raise UserError(f"{self._name_of(name)} is not the array of the items' lengths: {problem}.")
 
     def _read_all(self, name: str) -> npt.NDArray[Any]:
         with self._open(name) as stored:
@@ -194,9 +194,9 @@ class ArrayFile:
 
     @contextmanager
     def _open(self, name: str, *, is_items: bool = False) -> Iterator[_StoredArray]:
-        """Opens an array and reads its header.
+        """Context manager that opens an array and reads its header.
 
-        If `path` is an `.npy` file, it contains the array of items (`is_items`). Other arrays are in files next to it.
+        An `.npy` file contains the array of items (`is_items`). Other arrays are in separate files in its folder.
         """
         path = self.path
         try:
@@ -207,7 +207,7 @@ class ArrayFile:
                         raise UserError(
                             f"{path} has no array '{name}'.",
                             nearest(name, names),
-                            "columns.text=, columns.label= and columns.lengths= name its arrays.",
+                            "Set columns.text=, columns.label= and columns.lengths= to names of arrays in the file.",
                         )
                     size = archive.getinfo(f"{name}.npy").file_size
                     with archive.open(f"{name}.npy") as file:
@@ -231,10 +231,10 @@ class ArrayFile:
         if dtype.hasobject:
             raise UserError(
                 f"{name} is an array of Python objects, which are never unpickled.",
-                "Save an array of numbers. For items of different lengths see columns.lengths.",
+                "Save an array of numbers. For items of different lengths, see columns.lengths.",
             )
         if fortran and len(shape) > 1:
             raise UserError(f"{name} is in Fortran order.", "Save numpy.ascontiguousarray(array) instead.")
         if file.tell() + math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"{size:,} bytes do not hold an array {list(shape)} of {dtype}")
+            raise ValueError(f"{size:,} bytes do not contain an array {list(shape)} of {dtype}")
         return _StoredArray(name, file, shape, dtype)

@@ -21,7 +21,7 @@ ENDINGS = (
     *(f".{ending}{suffix}" for ending in TEXT_FORMATS for suffix in SUFFIXES),
     *(f".{ending}" for ending in ARRAY_FORMATS),
 )
-"""The endings of the names of labeled files."""
+"""The file extensions of labeled files."""
 _KEYS_OF_COLUMNS = (
     "Set columns.text=, columns.second= and columns.label= to names, or to numbers if there is no header."
 )
@@ -31,7 +31,7 @@ _LARGEST_FIELD = 1 << 30
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a labeled file, by name, or by number from 1 if the file has no header."""
+    """Settings of the columns of a labeled file: names or, if the file has no header, numbers from 1."""
 
     text: tuple[str, ...] = setting(
         ("text",),
@@ -52,8 +52,8 @@ class Columns:
     )
     classes: tuple[str, ...] = setting(
         (),
-        help="Names for the values in the column with the class: [VALUE:CLASS,...], such as [1:World,2:Sports]. "
-        "[]: the values are the names.",
+        help="Names of classes for the values in the column: [VALUE:CLASS,...], such as [1:World,2:Sports]. []: the "
+        "values are the names.",
     )
 
 
@@ -62,9 +62,9 @@ class LabelledText:
     """A labeled example."""
 
     line: int
-    """The number of its line in a text file (its last line if it has several) or of its item in an array, from 1."""
+    """The line number in a text file (of the last line of the example), or the number of the item, from 1."""
     texts: tuple[str, ...]
-    """One text, or two, each without line ends."""
+    """One text or two texts, without line ends."""
     label: str
 
 
@@ -80,8 +80,8 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     in a field become spaces. The text of an item of an array is its symbols, separated by spaces.
 
     Raises:
-        UserError: If the file is missing or empty, or has no such column, or if a class is empty or not in
-            `columns.classes`.
+        UserError: If the file is missing or empty, if it lacks a column of `columns`, or if a class is empty or not in
+        `columns.classes`.
     """
     class_of = _class_of(path, columns)
     if is_array_file(path):
@@ -95,7 +95,7 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
             yield LabelledText(number, text, class_of(label, number))
         return
     if columns.lengths is not None:
-        raise UserError(f"columns.lengths={columns.lengths} is for .npz and .npy files, but {path} is text.")
+        raise UserError(f"columns.lengths={columns.lengths} has no effect on {path}, which is not a NumPy file.")
     keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
     parts, found = len(columns.text), False
     for number, fields in _records(path, keys):
@@ -107,7 +107,7 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
 
 
 def read_labels(path: str, columns: Columns) -> Iterator[LabelledText]:
-    """As `read_labelled`, but examples of array files are yielded without their texts, which takes less time."""
+    """Like `read_labelled`, but yields examples of array files without their texts, which takes less time."""
     if not is_array_file(path):
         yield from read_labelled(path, columns)
         return
@@ -120,8 +120,8 @@ def open_arrays(path: str, columns: Columns) -> ArrayFile:
     """Opens a NumPy file. Raises UserError if the file is invalid, or if `columns` has settings for text files."""
     if columns.second is not None:
         raise UserError(
-            f"columns.second={columns.second}: {path} has no pairs.",
-            "Only text files can have pairs. Remove columns.second=.",
+            f"columns.second={columns.second}: {path} cannot have pairs, because it is not a text file.",
+            "Remove columns.second=.",
         )
     if len(columns.text) != 1 or (path.endswith(".npy") and columns.text != Columns.text):
         raise UserError(
@@ -134,18 +134,18 @@ def open_arrays(path: str, columns: Columns) -> ArrayFile:
 def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
     """Returns a function of (value, line number) that maps a value of the label column to its class.
 
-    Tabs and line ends in a value become spaces, and the spaces around it are dropped.
+    Tabs and line ends in a value become spaces. Spaces at its start and end are removed.
     """
     pairs = [entry.partition(":") for entry in columns.classes]
     for entry, (value, colon, name) in zip(columns.classes, pairs, strict=True):
         if not (value.strip() and colon and name.strip()):
             raise UserError(
-                f"columns.classes has the entry '{entry}', which must be VALUE:CLASS.",
-                "For example [1:World,2:Sports].",
+                f"columns.classes has the entry '{entry}', but entries must have the form VALUE:CLASS.",
+                "For example: [1:World,2:Sports].",
             )
     named = {value.strip(): name.strip() for value, _, name in pairs}
     if len(named) < len(pairs):
-        raise UserError(f"columns.classes=[{','.join(columns.classes)}] has the same value twice.")
+        raise UserError(f"columns.classes=[{','.join(columns.classes)}] has two entries for the same value.")
 
     def class_of(value: str, line: int) -> str:
         label = value.translate(_BLANKS).strip()
@@ -153,7 +153,7 @@ def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
             raise UserError(f"{place_of(line, path)} has no class: the column '{columns.label}' is empty.")
         if named and label not in named:
             raise UserError(
-                f"{place_of(line, path)} has the class '{label}', which is not a value in columns.classes.",
+                f"{place_of(line, path)} has the class '{label}', which has no entry in columns.classes.",
                 nearest(label, named),
             )
         return named.get(label, label)
@@ -169,23 +169,23 @@ def class_names(labels: Iterable[str]) -> list[str]:
 
 
 def check_classes(classes: Sequence[str], *, of: str) -> None:
-    """Raises UserError unless there are at least two classes, all different. `of` names their file in the error."""
+    """Raises UserError unless there are at least two classes, all different. `of` is their file, for the error."""
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise UserError(f"{of} has the class '{twice}' twice.")
     if not any(classes):
-        raise UserError(f"{of} has no classes.", "A classifier needs two or more.")
+        raise UserError(f"{of} has no classes.", "A classifier requires two or more.")
     if len(classes) < 2:
-        raise UserError(f"All examples of {of} have one class: '{classes[0]}'.", "A classifier needs two or more.")
+        raise UserError(f"All examples of {of} have the class '{classes[0]}'.", "A classifier requires two or more.")
 
 
 def class_numbers(
     examples: Iterable[LabelledText], classes: Sequence[str], *, path: str
 ) -> Iterator[tuple[LabelledText, int]]:
-    """Yields each example with the number of its class, which is its index in `classes`.
+    """Yields each example with the index of its class in `classes`.
 
     Raises:
-        UserError: If a class is not in `classes`, the classes of the training examples. The error names the line.
+        UserError: If a class is not in `classes` (those of the training examples). The error names the line.
     """
     number = {name: index for index, name in enumerate(classes)}
     for example in examples:
@@ -198,7 +198,7 @@ def class_numbers(
 
 
 def format_of(path: str) -> str:
-    """Returns the format of a text file by its extension, ignoring `.gz` etc.: `tsv` (default), `csv` or `jsonl`."""
+    """Returns the format of a text file from its extension (ignoring `.gz` etc.): `tsv` (default), `csv` or `jsonl`."""
     name = Path(path)
     suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
     return suffix.removeprefix(".") if suffix.removeprefix(".") in TEXT_FORMATS else "tsv"
@@ -232,7 +232,7 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
             if twice:
                 raise UserError(
                     f"{path} has the column '{twice[0]}' twice in its header, line {number:,}.",
-                    "Rename one of them.",
+                    "Rename one of the columns.",
                 )
             indices = [row.index(key) for key in keys]
             continue
@@ -259,7 +259,7 @@ def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise UserError(
             f"Line {first:,} of {path} is not CSV: {error}.",
-            "A quoted field must end with a quote, and each quote inside it must be doubled.",
+            "A quoted field must end with a quote, and each quote inside the field must be doubled.",
         ) from None
     finally:
         csv.field_size_limit(before)

@@ -1,4 +1,4 @@
-"""Loads the batches of a plan: reads, collates and copies them to the device, with prefetching if there are workers."""
+"""Loads the batches of a plan: reads and collates examples, and copies batches to the device. Workers can prefetch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -25,7 +25,7 @@ def load_updates(
 ) -> Iterator[tuple[Update, list[B]]]:
     """Yields each update of the plan with its micro-batches on `device`.
 
-    If the plan has no examples left for this rank, the micro-batch has weight 0. For `device` and `workers`, see
+    If no examples are left for a micro-batch of this rank, it has weight 0. For `device` and `workers`, see
     `load_batches`.
     """
     read = [micro_batch for update in plan for micro_batch in update.micro_batches]
@@ -52,8 +52,8 @@ def load_batches(
         batches: The indices of the examples of each batch.
         dataset: The examples.
         collate: Collates examples into a batch.
-        shapes: The shape to which each batch is padded. None: batches are padded to their longest examples only.
-        device: The device. Copies to a GPU are made from pinned memory, and overlap with computation.
+        shapes: The shape to which each batch is padded. None: a batch is padded to its longest examples.
+        device: The device. Copies to a GPU use pinned memory, and overlap with computation.
         workers: The number of worker processes that prefetch batches. 0: no prefetching. None: 1 for a GPU if the
             dataset is picklable, else 0.
 

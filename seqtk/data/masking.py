@@ -1,7 +1,7 @@
 """Masking for masked language models (Devlin et al. 2019, BERT, section 3.1).
 
-Masking is dynamic, as in RoBERTa: each epoch has new masks. A mask is a pure function of (seed, epoch, example), so it
-does not depend on batches, worker processes or resuming. N tokens and W words of an example, V vocabulary.
+Masking is dynamic, as in RoBERTa: each epoch has new masks. A mask is a pure function of (seed, epoch, example), so
+batches, worker processes and resuming do not change it. N tokens and W words of an example, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -24,23 +24,23 @@ Flags = npt.NDArray[np.bool_]
 MASK = BOS
 """The id of the mask token: `<s>`, which never occurs in texts, so that no token is added to the vocabulary."""
 EVALUATION = 0
-"""The epoch to pass for validation and test splits, whose masks are the same in every run."""
+"""The epoch of validation and test splits, whose masks are the same in every run."""
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Settings of masking: which tokens are predicted, and what they are replaced by."""
+    """Settings of masking: which tokens are predicted, and what replaces them in the input."""
 
     rate: float = setting(0.15, above=0, at_most=1, help="Share of tokens (or whole words) that are predicted.")
-    masked: float = setting(0.8, at_least=0, at_most=1, help="Share of predicted tokens replaced by the mask token.")
+    masked: float = setting(0.8, at_least=0, at_most=1, help="Share of predicted tokens that the mask token replaces.")
     random: float = setting(
-        0.1, at_least=0, at_most=1, help="Share of predicted tokens replaced by a random token. The rest is unchanged."
+        0.1, at_least=0, at_most=1, help="Share of predicted tokens that random tokens replace. The rest is unchanged."
     )
     whole_words: bool = setting(False, help="Whole word masking: predict all tokens of a word, or none.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of the masks of the training text.")
 
     def check(self) -> None:
-        """Raises UserError if the shares exceed 1."""
+        """Raises UserError if the sum of the shares exceeds 1."""
         if self.masked + self.random > 1:
             raise UserError(
                 f"The sum of task.masking.masked={self.masked} and task.masking.random={self.random} is more than 1.",
@@ -53,11 +53,11 @@ class Masking:
 
     Args:
         config: The settings.
-        vocabulary: Random tokens are drawn from it, except special symbols and filler words.
-        tokenizer: Determines the boundaries of words, for `whole_words`.
+        vocabulary: The vocabulary of random tokens. Special symbols and filler words are never drawn.
+        tokenizer: The tokenizer, which determines the boundaries of words for `whole_words`.
 
     Raises:
-        UserError: If the shares exceed 1, or if word boundaries cannot be determined.
+        UserError: If the sum of the shares exceeds 1, or if word boundaries cannot be determined.
     """
 
     def __init__(self, config: MaskingConfig, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
@@ -74,8 +74,8 @@ class Masking:
         """Masks one example. At least one token is predicted.
 
         ⌊rate · W + u⌋ of W words are drawn without replacement, where u is uniform in [0, 1), so the expected share is
-        `rate`. Each of their tokens is independently masked, replaced or kept. BOS, PAD and EOS are not predicted,
-        unless the example has no other tokens.
+        `rate`. Each token of a drawn word is independently masked, replaced or kept. BOS, PAD and EOS are not
+        predicted, unless the example has no other tokens.
 
         Args:
             ids_N: The tokens.
@@ -83,7 +83,7 @@ class Masking:
             example: The index of the example.
 
         Returns:
-            source_N, the input of the model, and target_N, which is PAD where nothing is predicted.
+            (source_N, the input of the model; target_N, which is PAD where nothing is predicted).
         """
         config, count = self.config, len(ids_N)
         seed = config.seed if epoch != EVALUATION else 0
@@ -123,7 +123,7 @@ class MaskedBlocks:
         return index, *self.masking(ids_N[1:], epoch=self.epoch, example=index)
 
     def for_epoch(self, epoch: int) -> "MaskedBlocks":
-        """Returns the same blocks with the masks of another epoch."""
+        """Returns the same blocks with the masks of `epoch`."""
         return MaskedBlocks(self.blocks, self.masking, epoch=epoch)
 
 
@@ -134,14 +134,14 @@ _BEGINS: dict[str | None, Callable[[str], bool]] = {
     "characters": lambda token: symbols.names_to_characters([token]).isspace(),
     "@@ ": lambda token: False,
 }
-"""For each kind of tokens, whether a token always begins a word. White space belongs to the word after it."""
+"""Kind of tokens → function that tells if a token always begins a word. White space belongs to the next word."""
 
 
 def word_flags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> tuple[Flags, Flags]:
-    """Returns begins_V, whether a token begins a word, and joins_V, whether the next token may continue its word.
+    """Returns (begins_V, True if a token begins a word; joins_V, True if the next token may continue its word).
 
     Raises:
-        UserError: If tokens of this kind do not determine word boundaries.
+        UserError: If word boundaries cannot be determined from tokens of this kind.
     """
     kind: Any = "sentencepiece" if tokenizer.model_bytes is not None else tokenizer.separator
     kind = "@@ " if kind == "subword_nmt" else kind

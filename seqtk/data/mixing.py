@@ -1,4 +1,4 @@
-"""Combines several corpora into one training set: which examples of each corpus an epoch reads.
+"""Combines several corpora into one training set: selects the examples of each corpus for each epoch.
 
 K corpora; N examples of an epoch; D sides of an example.
 """
@@ -18,14 +18,14 @@ from seqtk.data.static_shapes import Shape
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """One of several corpora to train on."""
+    """Settings of one of several training corpora."""
 
     data: str = setting("", help="Location of the corpus; for the default source, a data-bin folder.")
     weight: float = setting(
         1.0,
         above=0,
         at_most=1e6,
-        help="Number of times that an epoch reads the corpus. Below 1, each epoch reads the next part of it.",
+        help="Number of times that an epoch reads the corpus. Below 1: each epoch reads the next part of the corpus.",
     )
     source_lang: str | None = setting(None, help="Source language in this corpus. null: as in task.data.")
     target_lang: str | None = setting(None, help="Target language in this corpus. null: as in task.data.")
@@ -36,7 +36,7 @@ class ChangesByEpoch(Protocol):
     """A corpus whose examples change from epoch to epoch, such as masked text."""
 
     def for_epoch(self, epoch: int) -> Dataset:
-        """Returns this corpus with the examples of an epoch, counted from 1."""
+        """Returns the examples of this corpus in an epoch, counted from 1."""
 
 
 def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temperature: float = 1.0) -> list[int]:
@@ -44,7 +44,7 @@ def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temper
 
     An epoch has Σ w_k n_k examples, where n_k is the size and w_k the weight of corpus k. With temperature T, the share
     of corpus k is proportional to (w_k n_k)^(1/T), as in Arivazhagan et al. 2019 (Massively Multilingual Neural Machine
-    Translation in the Wild). With T = 1, corpus k is read w_k times; with a large T, all shares are equal.
+    Translation in the Wild). With T = 1, corpus k is read w_k times. With a large T, all shares are nearly equal.
     """
     wanted_K = np.array(sizes, dtype=np.float64) * np.array(weights)
     share_K = (wanted_K / wanted_K.max()) ** (1 / temperature)
@@ -53,7 +53,7 @@ def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temper
 
 @dataclass(frozen=True)
 class _Part:
-    """The examples of one pass through a corpus that an epoch reads, in this order."""
+    """The examples of one pass through a corpus that an epoch reads, in reading order."""
 
     corpus: int
     examples: Dataset
@@ -64,8 +64,8 @@ class MixedExamples:
     """The examples of one epoch of several corpora, without copies. They depend only on the arguments.
 
     Each corpus is read in passes. A pass is a random permutation of all its examples, a function of (seed, corpus,
-    pass), so each example is read once before any is repeated. An epoch reads the next examples of each corpus, as many
-    as `examples_per_epoch` returns. The index of an example is its index in the concatenation of all corpora.
+    pass), so each example is read once before any is repeated. An epoch reads the next examples of each corpus, in the
+    number that `examples_per_epoch` returns. The index of an example is its index in the concatenation of all corpora.
 
     Args:
         corpora: The corpora. None of them is empty.
@@ -119,7 +119,7 @@ class MixedExamples:
         now_K = np.zeros(len(self.names), dtype=np.int64)
         if position.examples:
             key = (config, position.earlier, tuple(shapes))
-            if self._order is None or self._order[0] != key:  # cached, since the order of a large epoch takes seconds
+            if self._order is None or self._order[0] != key:  # cached: the order of a large epoch takes seconds
                 order_N = reading_order(self.sizes_ND, config, seed=self.seed, position=position, shapes=shapes)
                 counts = [len(part.order) for part in self._parts]
                 corpus_N = np.repeat(np.array([part.corpus for part in self._parts], dtype=np.int16), counts)
@@ -134,7 +134,7 @@ class MixedExamples:
         return dict(zip(self.names, (self._before[1] + now_K).tolist(), strict=True))
 
     def _read_before(self, epoch: int, number: int, config: BatchingConfig) -> int:
-        """Returns the number of examples of a corpus that are read in the epochs before `epoch`."""
+        """Returns the number of examples of a corpus that the epochs before `epoch` read."""
         sizes_ND = self.corpora[number].sizes_ND
         passes, rest = divmod((epoch - 1) * self.counts[number], len(sizes_ND))
         kept, _ = usable(sizes_ND, config)
@@ -154,7 +154,7 @@ class MixedExamples:
 def lengths_of_run(examples: Dataset) -> npt.NDArray[np.int32]:
     """Returns the lengths of all examples of a run, for static shapes, given the examples of the first epoch.
 
-    With several corpora, the result includes all examples of each corpus, so that later epochs fit the same shapes.
+    With several corpora, the result includes all examples of each corpus, so that all epochs have the same shapes.
     """
     corpora = examples.corpora if isinstance(examples, MixedExamples) else ()
     return np.concatenate([examples.sizes_ND, *(corpus.sizes_ND for corpus in corpora)])
@@ -167,7 +167,7 @@ def _parts(number: int, corpus: Dataset, *, count: int, seed: int, epoch: int) -
     for turn in range(start // size, (start + count - 1) // size + 1):
         first, last = max(start - turn * size, 0), min(start + count - turn * size, size)
         order: IndexArray = np.arange(size)
-        if last - first < size:  # a whole pass needs no order: the plan of the epoch shuffles it
+        if last - first < size:  # a full pass needs no order, because the plan of the epoch shuffles it
             order = _order_of_pass(number, turn, size=size, seed=seed)[first:last]
         examples = corpus.for_epoch(turn + 1) if isinstance(corpus, ChangesByEpoch) else corpus
         parts.append(_Part(number, examples, order))
@@ -180,5 +180,5 @@ def _order_of_pass(number: int, turn: int, *, size: int, seed: int) -> IndexArra
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names; those that occur several times get the number of their corpus, from 1."""
+    """Returns the names. Appends the number of the corpus, from 1, to names that occur more than once."""
     return tuple(f"{name} ({k})" if list(names).count(name) > 1 else name for k, name in enumerate(names, 1))

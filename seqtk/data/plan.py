@@ -1,7 +1,7 @@
 """Plans an epoch: groups examples into batches, shuffles them, and distributes them over ranks.
 
-All functions are pure, and depend only on the lengths of examples. The size of a batch is (number of examples) ×
-(longest source or target), padding included. The position in an epoch is counted in examples, so that a run can be
+All functions are pure, and depend only on the lengths of examples. The size of a batch, including padding, is (number
+of examples) × (longest source or target). The position in an epoch is a number of examples, so that a run can be
 resumed with a different number of ranks. `seqtk.data.streams` plans contiguous streams.
 
 N examples, D sides of an example (source and target, or one), K micro-batches.
@@ -20,13 +20,13 @@ from seqtk.data.static_shapes import SizeArray as SizeArray
 from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
-    IntOrAuto: TypeAlias = int  # `seqtk.training.auto_batch` replaces `auto` before anything reads it
+    IntOrAuto: TypeAlias = int  # `seqtk.training.auto_batch` replaces `auto` before the value is used
 else:
     IntOrAuto = int | Literal["auto"]
 
 
 def is_auto(value: object) -> bool:
-    """Returns whether a setting is `auto`."""
+    """Returns True if a setting is `auto`."""
     return value == "auto"
 
 
@@ -37,41 +37,41 @@ class BatchingConfig:
     max_tokens: IntOrAuto | None = setting(
         4096,
         at_least=1,
-        help="Maximum number of tokens in a batch: examples × longest source or target, padding included. null: no "
+        help="Maximum number of tokens in a batch, including padding: examples × longest source or target. null: no "
         "limit. auto: as many as fit into memory.",
     )
     tokens_per_update: int | None = setting(
         None,
         at_least=1,
-        help="With max_tokens=auto or update_freq=auto: number of tokens per update on all devices, padding included.",
+        help="With max_tokens=auto or update_freq=auto: tokens per update on all devices, including padding.",
     )
     max_sentences: int | None = setting(None, at_least=1, help="Maximum number of examples in a batch. null: no limit.")
     size_multiple: int = setting(
-        1, at_least=1, help="The number of examples in a batch is a multiple of this, where possible."
+        1, at_least=1, help="The number of examples in a batch is a multiple of this number, if possible."
     )
     max_length: int | None = setting(
         None,
         at_least=1,
-        help="Skip training examples whose source or target has more tokens, EOS included. null: no limit.",
+        help="Skip training examples whose source or target has more tokens, including EOS. null: no limit.",
     )
     bucket: int = setting(
         1000,
         at_least=1,
-        help="Number of batches whose examples are sorted by length together. Higher: less padding, less random "
-        "batches.",
+        help="Number of batches whose examples are sorted by length together. Higher values give less padding, and "
+        "less random batches.",
     )
     shapes: int | None = setting(
         None,
         at_least=1,
         at_most=1024,
         help="Maximum number of static shapes (rows and lengths) to which training batches are padded. "
-        "null: batches are padded to their longest examples only.",
+        "null: a batch is padded to its longest examples.",
     )
     streams: int | None = setting(
         None,
         at_least=1,
-        help="Number of contiguous streams, over all devices, in which the text is read in order. null: shuffled "
-        "batches.",
+        help="Number of contiguous streams, over all devices, into which the text is split. Each stream is read in "
+        "order. null: shuffled batches.",
     )
     workers: int | None = setting(
         None,
@@ -83,7 +83,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True)
 class Position:
-    """The position of a run: the epoch, from 1, and the number of its examples that all ranks have read."""
+    """The position of a run: the epoch, from 1, and the number of its examples that the ranks have read together."""
 
     epoch: int = 1
     examples: int = 0
@@ -96,7 +96,7 @@ class Stretch:
     """A part of an epoch that was read with the same batch settings."""
 
     examples: int
-    """The number of examples of the epoch that had been read at the end of this part."""
+    """The number of examples of the epoch that were read before the end of this part."""
     batching: BatchingConfig
     shapes: tuple[Shape, ...] = ()
 
@@ -111,11 +111,11 @@ class Update:
     shapes: tuple[Shape, ...] = ()
     """The static shape of each micro-batch, if `batch.shapes` is set."""
     stand_in: int = 0
-    """The example that is read, with weight 0, for micro-batches without examples. It fits into their shape."""
+    """Micro-batches without examples read this example, with weight 0. It fits into their shape."""
 
     @property
     def micro_batches(self) -> list[tuple[IndexArray, Shape | None]]:
-        """The examples that are read for each micro-batch, and its static shape."""
+        """(Examples to read, static shape or None) for each micro-batch."""
         read = (np.array([self.stand_in]) if indices is None else indices for indices in self.indices)
         return list(zip(read, self.shapes or [None] * len(self.indices), strict=True))
 
@@ -141,10 +141,10 @@ def epoch_plan(
 
 
 def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = False) -> tuple[Shape, ...]:
-    """Returns the static shapes of a run, a function of its lengths and settings. Empty without `batch.shapes`.
+    """Returns the static shapes of a run, which depend on the lengths of its examples and its settings.
 
-    It is also empty for streams, whose shapes depend only on the settings. `joined`: whether a batch pads all sides to
-    the same length.
+    The result is empty without `batch.shapes`, and for streams, whose shapes depend only on the settings. `joined`:
+    True if a batch pads all sides to the same length.
     """
     if config.shapes is None or config.streams is not None:
         return ()
@@ -152,13 +152,13 @@ def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = Fa
 
 
 def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]]:
-    """Returns the micro-batches of a plan that have examples: their examples and their shape."""
+    """Returns (examples, shape) of each micro-batch of a plan, except micro-batches without examples."""
     pairs = (pair for update in plan for pair in zip(update.indices, update.micro_batches, strict=True))
     return [micro_batch for indices, micro_batch in pairs if indices is not None]
 
 
 def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
-    """Returns the number of positions in each of the `real_batches`, padding and filler rows included."""
+    """Returns the number of positions in each of the `real_batches`, including padding and filler rows."""
     batches = real_batches(plan)
     varying = [indices for indices, shape in batches if shape is None]
     cells: list[int] = []
@@ -171,7 +171,7 @@ def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
 
 
 def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
-    """Returns the share of positions in a plan's batches that are padding or belong to filler rows."""
+    """Returns the share of padding and filler rows among the positions of a plan's batches."""
     is_read_N = np.zeros(len(sizes_ND), dtype=bool)
     for indices, _ in real_batches(plan):
         is_read_N[indices] = True
@@ -181,9 +181,9 @@ def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
 def reading_order(
     sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, position: Position, shapes: Sequence[Shape] = ()
 ) -> IndexArray:
-    """Returns the examples of the epoch of `position` in the order in which all ranks read them. Not for streams.
+    """Returns the examples of the epoch of `position` in the order in which the ranks read them. Not for streams.
 
-    The first `position.examples` of them have been read.
+    The first `position.examples` examples have been read.
     """
     read, left_N = _stretches(sizes_ND, seed=seed, position=position)
     batches, _ = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=left_N)
@@ -191,7 +191,7 @@ def reading_order(
 
 
 def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[list[IndexArray], IndexArray]:
-    """Returns the examples that were read with each of the earlier batch settings, and all other examples."""
+    """Returns (examples that were read with each of the earlier batch settings, all other examples)."""
     left_N: IndexArray = np.arange(len(sizes_ND))
     read: list[IndexArray] = []
     before = 0
@@ -206,7 +206,7 @@ def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[l
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
-    """Returns the examples to train on, and those to skip, which are longer than `max_length` or `max_tokens`.
+    """Returns (examples to train on, examples to skip because they are longer than `max_length` or `max_tokens`).
 
     Streams skip no examples.
     """
@@ -221,7 +221,7 @@ def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, Ind
 def epoch_batches(
     sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epoch: int, among: IndexArray | None = None
 ) -> list[IndexArray]:
-    """Returns the training batches of an epoch, in order. Each usable example is in exactly one of them.
+    """Returns the training batches of an epoch, in order. Each usable example is in exactly one batch.
 
     The examples are permuted by (seed, epoch) and split into windows of about `bucket` batches. Each window is sorted
     by the length of the target, then of the source, and packed into batches, whose order is shuffled. A larger `bucket`
@@ -245,10 +245,10 @@ def epoch_batches(
 
 
 def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexArray]:
-    """Returns the batches for validation and decoding, longest first. Each example is in exactly one of them.
+    """Returns the batches for validation and decoding. Each example is in exactly one batch.
 
-    An example that exceeds the limits is a batch by itself. The longest examples come first, so that running out of
-    memory is noticed early.
+    An example that exceeds the limits is a separate batch. The longest examples come first, so that running out of
+    memory happens early.
     """
     _check(config)
     first_N = np.zeros(len(sizes_ND), dtype=np.int64)
@@ -267,16 +267,16 @@ def pack(
 
     `sizes_N[i]` is the length of example i.
 
-    With `multiple` > 1 the size of a batch is rounded down to a multiple of it, unless it is smaller. The remaining
-    examples start the next batch or, if they and the next example do not fit together, are a batch by themselves. An
-    example that exceeds the limits is a batch by itself. fairseq's batch_by_size does the same, but drops a last batch
-    whose size is not a multiple.
+    With `multiple` > 1, the number of examples in a batch is rounded down to a multiple, unless it is smaller. The
+    remaining examples start the next batch or, if the next example does not fit, are a separate batch. An example that
+    exceeds the limits is a separate batch. fairseq's batch_by_size does the same, but drops a last batch whose size is
+    not a multiple.
     """
     lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
     most = min(len(order), max_sentences or len(order))
     counts = np.arange(1, most + 1)
     batches = []
-    start = deferred_end = 0  # the batch starts at `start`; its examples up to `deferred_end` did not fit the last one
+    start = deferred_end = 0  # the batch starts at `start`; examples before `deferred_end` did not fit the batch before
     while start < len(order):
         room = most if max_tokens is None else min(most, max(1, max_tokens // int(lengths[start])))
         stop = start + room
@@ -307,7 +307,7 @@ def updates(
 ) -> list[Update]:
     """Returns the remaining updates of an epoch for one rank.
 
-    An update takes the next world × update_freq batches. Micro-batch i on rank r is number i × world + r of them. If
+    An update reads the next world × update_freq batches. Micro-batch i on rank r is batch i × world + r of these. If
     `position` was reached with a different world or update_freq, it may be inside a batch. Then the rest of this batch
     is read first, so that no example is lost or repeated.
 
@@ -317,7 +317,7 @@ def updates(
         world: The number of ranks.
         rank: The rank.
         update_freq: The number of micro-batches of each rank in an update.
-        shapes: The static shapes of the batches, if there are any. A micro-batch without examples has the last shape.
+        shapes: The static shape of each batch, or empty. A micro-batch without examples has the last shape.
     """
     before = position.earlier[-1].examples if position.earlier else 0
     ends = before + np.cumsum([len(batch) for batch in batches], dtype=np.int64)
@@ -358,8 +358,8 @@ def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | Non
         limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
         named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
-            f"No training example fits {named}.",
-            f"The shortest one has {how_many(int(_longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
+            f"All training examples are longer than {named}.",
+            f"The shortest example has {how_many(int(_longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
         )
     return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
@@ -385,8 +385,8 @@ def _longest_side(sizes_ND: SizeArray) -> SizeArray:
 def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
     """Returns a sort key for each example: `first_N`, then the lengths of its sides, the last side first.
 
-    The lengths of a side are sorted up and down in turn: the direction changes whenever the key before it changes. So
-    neighbors have similar lengths at such a change too, and a batch that contains both has less padding.
+    The lengths of a side are sorted in alternating directions: the direction changes whenever the previous key changes.
+    So neighbors have similar lengths also where that key changes, and a batch that contains both has less padding.
     """
     key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
     sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]
@@ -402,5 +402,5 @@ def _check(config: BatchingConfig) -> None:
         )
     if config.max_tokens is None and config.max_sentences is None and config.streams is None:
         raise UserError(
-            "batch.max_tokens and batch.max_sentences are both null: a batch needs a limit.", "Set one of them."
+            "batch.max_tokens and batch.max_sentences are both null, so batches have no limit.", "Set one of them."
         )

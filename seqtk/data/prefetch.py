@@ -55,7 +55,7 @@ def read_ahead(
                 multiprocessing_context=context,
                 worker_init_fn=_exit_with_parent,
                 pin_memory=pin_memory,
-                generator=torch.Generator(),  # by default the loader draws a seed from the global generator
+                generator=torch.Generator(),  # otherwise the loader would draw a seed from the global generator
             )
         )
     while True:
@@ -69,7 +69,7 @@ def read_ahead(
             raise UserError(
                 "A process that loads training data ended unexpectedly.",
                 str(error).splitlines()[0],
-                "If memory ran out, set batch.workers lower; batch.workers=0 loads in the training process.",
+                "If memory ran out, lower batch.workers. With batch.workers=0, the training process loads the data.",
             ) from error
         if isinstance(batch, _Failed):
             raise UserError(*batch.lines)
@@ -78,14 +78,14 @@ def read_ahead(
 
 @dataclass(frozen=True)
 class _Failed:
-    """The lines of a worker's UserError, which is not raised because torch would add a traceback to its message."""
+    """The lines of a worker's UserError. The worker returns it, because torch adds a traceback to raised exceptions."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Reader(Generic[E, B]):
-    """The dataset of a worker. Its items are whole batches."""
+    """A dataset for torch's DataLoader in a worker. Its items are complete batches."""
 
     dataset: Examples[E]
     collate: Callable[[list[E]], B]
@@ -103,7 +103,7 @@ def _unchanged(batch: B) -> B:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Keeps new processes from importing the main module, so that a training script does not run again in each."""
+    """Context manager in which new processes do not import the main module, which would run a training script again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -125,7 +125,8 @@ def pickling_error(dataset: object, collate: object) -> str | None:
 def _exit_with_parent(worker: int) -> None:
     """Ends this worker when the training process ends, even by SIGKILL.
 
-    torch only checks that the worker's parent is alive. That is the fork server, which lives as long as its workers.
+    torch only checks that the worker's parent is running. The parent is the fork server, which runs as long as its
+    workers.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

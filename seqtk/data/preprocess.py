@@ -1,7 +1,7 @@
 """Preprocesses text into a data-bin folder: checks it, learns or loads vocabularies, encodes, filters and counts.
 
-The files are byte for byte the same for any number of workers. Memory does not grow with the corpus: text is read in
-blocks of lines, and only a few blocks per worker are in memory at a time.
+The files are identical for any number of workers. Memory does not grow with the corpus: text is read in blocks of
+lines, and only a few blocks per worker are in memory at a time.
 """
 
 import itertools
@@ -43,26 +43,26 @@ class PreprocessConfig(VocabularyConfig):
     max_ratio: float | None = setting(
         None,
         at_least=1,
-        help="Training pairs are dropped if one side has more than this many times the tokens of the other. "
-        "null: no limit.",
+        help="Training pairs are dropped if the longer side has more than this many times the tokens of the shorter "
+        "side. null: no limit.",
     )
     shard_tokens: int | None = setting(
         None,
         at_least=1,
-        help="Approximate maximum number of tokens in a file of training text. Longer text is written to several files "
-        "(train, train1, …), which are read as one split. null: one file.",
+        help="Approximate maximum number of tokens in a file of the training split. Longer text is written to several "
+        "files (train, train1, …), which are read as one split. null: one file.",
     )
     columns: Columns | None = setting(
         None,
-        help="Columns of labeled files. With them, train=, valid= and test= name labeled files. null: plain text.",
+        help="Columns of labeled files. If set, train=, valid= and test= are labeled files. null: they are plain text.",
     )
     valid_share: float = setting(
         0.0, at_least=0, below=1, help="For labeled files: share of training examples to use as the split valid."
     )
     seed: int = setting(1, at_least=0, help="Seed of the random choice of examples with valid_share.")
     destdir: str | None = setting(None, help="Data-bin folder to write.")
-    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
-    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
+    overwrite: bool = setting(False, help="Replace an existing data-bin in destdir.")
+    workers: int = setting(0, at_least=0, help="Number of worker processes. 0: one per core.")
 
 
 DATABIN_FILES = (
@@ -80,17 +80,17 @@ DATABIN_FILES = (
 )
 """Patterns of the files of a data-bin. The dictionaries come first, so that they are written last (`atomic_directory`).
 
-A folder without them does not count as a data-bin.
+A folder without dictionaries is not a data-bin.
 """
 
 _MIN_BLOCKS_PER_WORKER = {"sentencepiece": 4, "words": 32, "lowercase_words": 8, "characters": 128, "bytes": 256}
-"""Number of blocks that take longer to encode than a process takes to start."""
+"""Encoding this many blocks takes longer than starting a process."""
 
 _MIN_BYTES_PER_CHECKER = 1 << 28
-"""Number of bytes that take longer to check than a process takes to start."""
+"""Checking this many bytes takes longer than starting a process."""
 
 _NOT_RECORDED = ("destdir", "overwrite", "workers")
-"""Settings that do not influence the contents of the files."""
+"""Settings that do not affect the contents of the files."""
 
 
 def preprocess(
@@ -102,8 +102,8 @@ def preprocess(
 ) -> PreprocessReport:
     """Writes the data-bin folder that `config` describes, and returns its counts.
 
-    Small texts use fewer workers than configured. With several workers the caller's main module must be importable
-    without side effects (`if __name__ == "__main__":`).
+    For small texts, fewer workers than configured are used. With several workers, the caller's main module must be
+    importable without side effects (`if __name__ == "__main__":`).
 
     Args:
         config: The settings.
@@ -154,19 +154,19 @@ def preprocess(
 def destination_of(config: PreprocessConfig) -> Path:
     """Returns the folder to write. Raises UserError if it is not set or cannot be written."""
     if config.destdir is None:
-        raise UserError("destdir= is missing.", "Set it to the data-bin folder to write.")
+        raise UserError("destdir= is not set.", "Set it to the data-bin folder to write.")
     check_destination(Path(config.destdir), overwrite=config.overwrite)
     return Path(config.destdir)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Raises UserError if `destination` is a file or not writable, or holds a data-bin and `overwrite` is false."""
+    """Raises UserError if `destination` is a file, is not writable, or is a data-bin and `overwrite` is false."""
     if destination.exists() and not destination.is_dir():
-        raise UserError(f"destdir={destination} is a file, not a folder.", "Choose another destdir=.")
+        raise UserError(f"destdir={destination} is a file, not a folder.", "Choose a different destdir=.")
     if not overwrite and any(any(destination.glob(pattern)) for pattern in DATABIN_FILES):
         raise UserError(
-            f"There is a data-bin in {destination} already.",
-            "Choose another destdir=, or replace it with overwrite=true.",
+            f"{destination} already contains a data-bin.",
+            "Choose a different destdir=, or set overwrite=true to replace the data-bin.",
         )
     check_writable(destination, key="destdir")
 
@@ -179,7 +179,7 @@ def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> l
     for paths in files.values():
         check_equal(paths, [lines[path] for path in paths])
         if not lines[paths[0]]:
-            raise UserError(f"{paths[0]} is empty.", "Every text needs at least one line.")
+            raise UserError(f"{paths[0]} is empty.", "Each text file must have at least one line.")
     return [Text(name, paths, lines[paths[0]]) for name, paths in files.items()]
 
 
@@ -192,7 +192,7 @@ def _encoder(spec: LanguageSpec, tokens: Tokens, *, newlines: bool) -> LineEncod
 
 
 class _Writer:
-    """Writes splits and vocabularies of all languages into a folder, and counts tokens."""
+    """Writes the splits and vocabularies of all languages into a folder, and counts tokens."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _Writer:
 
         Args:
             text: The split.
-            results: The encoded blocks of this and all later splits. The blocks of this split are consumed.
+            results: The encoded blocks of this and all later splits. Only the blocks of this split are read.
             advance: Called after each block with its number of lines.
         """
         lines, items = 0, 0
@@ -254,14 +254,14 @@ class _Writer:
         return SplitCount(lines, items, dropped, sides, size, kept if kept != size else None)
 
     def _writers(self, name: str, stack: ExitStack) -> list[IndexedWriter]:
-        """Opens a data set of each language for a split, or for a shard of it."""
+        """Opens one data set per language for a split, or for one file of the split."""
         return [
             stack.enter_context(IndexedWriter(self._prefix(name, lang), vocabulary_size=len(spec.vocabulary)))
             for lang, spec in zip(self._langs, self._specs, strict=True)
         ]
 
     def keep_text(self, text: Text) -> None:
-        """Writes the text of a split, which is needed as the references when translations are scored."""
+        """Writes the text of a split. It contains the references for scoring translations."""
         for lang, path in zip(self._langs, text.paths, strict=True):
             with open(f"{self._prefix(text.name, lang)}.txt", "wb") as kept:
                 for (block,) in read_blocks((path,)):

@@ -1,4 +1,4 @@
-"""The counts of a preprocessing run, and their table."""
+"""The counts of a preprocessing run, and a table of them."""
 
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -19,23 +19,23 @@ class SideCount:
     """The counts of one language of a split."""
 
     tokens: int
-    """Tokens, EOS included."""
+    """The number of tokens, including EOS."""
     unknown: int
     """Unknown tokens."""
     special: int = 0
-    """Words of the text that equal a special symbol, such as `<s>`."""
+    """The number of words that equal a special symbol, such as `<s>`."""
 
 
 @dataclass(frozen=True)
 class TextCount:
-    """The size of a text, line feeds included. It does not depend on the tokenizer."""
+    """The size of a text, including line feeds. It does not depend on the tokenizer."""
 
     lines: int = 0
     bytes: int = 0
     characters: int = 0
-    """Unicode code points."""
+    """The number of Unicode code points."""
     words: int = 0
-    """Words separated by white space."""
+    """The number of words, separated by white space."""
 
     def __add__(self, other: "TextCount") -> "TextCount":
         pairs = zip(astuple(self), astuple(other), strict=True)
@@ -48,7 +48,7 @@ def count_text(block: bytes) -> TextCount:
 
 
 def text_size(block: bytes) -> tuple[int, int]:
-    """Returns the number of bytes and of characters of a block of UTF-8 text."""
+    """Returns (bytes, characters) of a block of UTF-8 text."""
     is_first_byte = (np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80
     return len(block), int(np.count_nonzero(is_first_byte))
 
@@ -63,7 +63,7 @@ class SplitCount:
         dropped: Lines dropped by each rule.
         sides: The counts of each language.
         text: The size of monolingual text, for metrics such as bits per byte. None for pairs.
-        kept: The size of the text that can be decoded from the tokens: SentencePiece, for instance, collapses spaces.
+        kept: The size of the text that can be decoded from the tokens. (SentencePiece, for instance, merges spaces.)
             None: the whole text.
     """
 
@@ -77,7 +77,7 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class PreprocessReport:
-    """The size of each language's vocabulary, special symbols included, and the counts of each split."""
+    """The size of each language's vocabulary, including special symbols, and the counts of each split."""
 
     vocabulary: dict[str, int]
     splits: dict[str, SplitCount]
@@ -110,4 +110,4 @@ class PreprocessReport:
                     lines.append(
                         f"{name}, {lang}: {words} of the text equal special symbols ({SYMBOLS}); encoded as <unk>"
                     )
-        return "\n".join([*lines, f"vocabulary: {sizes} (special symbols included)"])
+        return "\n".join([*lines, f"vocabulary: {sizes} (including special symbols)"])

@@ -1,6 +1,6 @@
-"""Static shapes: a few (rows, lengths) to which all training batches of a run are padded.
+"""Static shapes: all training batches of a run are padded to a few shapes (rows, lengths).
 
-The shapes are a function of the lengths of the corpus and the settings. The batches also depend on (seed, epoch).
+The shapes depend on the lengths of the corpus and the settings. The batches also depend on (seed, epoch).
 N examples, U distinct rows of `sizes_ND`, D sides of an example, C shapes, L distinct lengths of a side.
 """
 
@@ -18,17 +18,17 @@ IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 MAX_BOUNDARIES = 1024
-"""Maximum number of lengths that are tried as bucket boundaries. If there are more, evenly spaced ones are tried."""
+"""Maximum number of lengths to try as bucket boundaries. If there are more, evenly spaced lengths are tried."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a batch: the number of rows, and the padded length of each side (column of `sizes_ND`)."""
+    """The shape of a batch: the number of rows, and the padded length of each side (a column of `sizes_ND`)."""
 
     rows: int
     lengths: tuple[int, ...]
     exact: bool = False
-    """Whether all examples of this shape have exactly these lengths, so that no row has padding."""
+    """True if all examples of this shape have exactly these lengths, so that no row has padding."""
 
     @property
     def positions(self) -> int:
@@ -39,14 +39,14 @@ class Shape:
 def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool = False) -> tuple[Shape, ...]:
     """Returns at most `config.shapes` static shapes for examples of these lengths, smallest first.
 
-    Several ways to form buckets are compared: by the longer side, and by grids of source × target lengths. For each,
-    the boundaries minimize the padding (see `boundaries`). The result is the one with the fewest positions per epoch,
-    padding and filler rows included.
+    Compares several ways to form buckets: by the longer side, and by grids of source × target lengths. For each way,
+    the boundaries minimize the padding (see `boundaries`). Returns the shapes with the fewest positions per epoch,
+    including padding and filler rows.
 
     Args:
         sizes_ND: The lengths of the usable examples.
         config: The number of shapes and the maximum size of a batch.
-        joined: Whether a batch pads all sides to the same length.
+        joined: True if a batch pads all sides to the same length.
     """
     assert config.shapes is not None
     if not len(sizes_ND):
@@ -62,7 +62,7 @@ def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool
 def static_batches(
     sizes_ND: SizeArray, kept_N: IndexArray, shapes: Sequence[Shape], random: np.random.RandomState
 ) -> tuple[list[IndexArray], list[Shape]]:
-    """Returns the batches of an epoch in random order, and their shapes. Each example in `kept_N` is in one batch.
+    """Returns (batches of an epoch in random order, their shapes). Each example in `kept_N` is in one batch.
 
     The examples are permuted. All batches of a shape except the last are full. The examples of the last batch are moved
     to the next larger shape if this adds fewer positions than filler rows would.
@@ -90,9 +90,9 @@ def static_batches(
 def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list[IndexArray]:
     """Returns the maximum lengths of the buckets that minimize the padding, for 1, 2, … `buckets` buckets.
 
-    Dynamic programming over the distinct lengths l_1 < l_2 < …. Let f_k(j) be the smallest number of positions, padding
-    included, of all examples of at most l_j tokens in k buckets. Then f_k(j) = min_{i < j} f_{k-1}(i) + l_j · n(i, j),
-    where n(i, j) is the number of examples of more than l_i and at most l_j tokens.
+    Dynamic programming over the distinct lengths l_1 < l_2 < …. Let f_k(j) be the smallest number of positions,
+    including padding, of all examples of at most l_j tokens in k buckets. Then f_k(j) = min_{i < j} f_{k-1}(i) + l_j ·
+    n(i, j), where n(i, j) is the number of examples of more than l_i and at most l_j tokens.
     """
     every_L = np.unique(length_N).astype(np.int64)
     step_L = np.linspace(0, len(every_L) - 1, min(len(every_L), MAX_BOUNDARIES)).round().astype(np.int64)
@@ -119,8 +119,8 @@ def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list
 def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig") -> Iterator[IndexArray]:
     """Yields bucket_U, the bucket of each row of `sizes_UD`, for each way to form buckets (see `static_shapes`).
 
-    To find the longer side, the target's length is scaled by about the ratio of the mean lengths, because one language
-    may need more tokens than the other.
+    To find the longer side, the length of the target is scaled by about the ratio of the mean lengths, because one
+    language may have more tokens per sentence than the other.
     """
     assert config.shapes is not None
     if sizes_UD.shape[1] != 2:
@@ -130,7 +130,7 @@ def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConf
     source_U, target_U = sizes_UD.T
     ratio = float(source_U @ count_U) / float(target_U @ count_U)
     for scale in (1.0, 0.95 * ratio, ratio, 1.05 * ratio):
-        scaled_U2 = sizes_UD * ([1, scale] if scale > 1 else [1 / scale, 1])  # both factors ≥ 1 avoid coarser rounding
+        scaled_U2 = sizes_UD * ([1, scale] if scale > 1 else [1 / scale, 1])  # factors ≥ 1 lose no precision
         length_U = np.ceil(scaled_U2).max(axis=1).astype(np.int64)
         yield np.searchsorted(boundaries(length_U, count_U, buckets=config.shapes)[-1], length_U)
     of_source, of_target = (boundaries(side_U, count_U, buckets=config.shapes) for side_U in (source_U, target_U))
@@ -142,7 +142,7 @@ def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConf
 def _shapes_of(
     bucket_U: IndexArray, sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig"
 ) -> tuple[Shape, ...]:
-    """Returns the smallest shapes for these buckets, without shapes whose examples are all moved to larger ones."""
+    """Returns the smallest shapes for these buckets, without shapes whose examples are all moved to larger shapes."""
     kept = np.unique(bucket_U)
     longest = [tuple(sizes_UD[bucket_U == bucket].max(axis=0).tolist()) for bucket in kept.tolist()]
     shapes = [Shape(_rows(lengths, config), lengths) for lengths in sorted(set(longest), key=lambda x: (sum(x), x))]
@@ -172,7 +172,7 @@ def _rows(lengths: Sequence[int], config: "BatchingConfig") -> int:
 
 
 def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
-    """Returns the shapes. If an example of this epoch (see `Source.split`) fits none, the largest one is enlarged."""
+    """Returns the shapes. Enlarges the largest if an example of this epoch (see `Source.split`) is larger."""
     largest = shapes[-1]
     fits_N = np.zeros(len(sizes_ND), dtype=bool)
     for shape in reversed(shapes):
@@ -204,7 +204,7 @@ def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.in
 
 
 def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]]:
-    """Returns (parent, examples) for each shape: how many examples are moved to which larger shape."""
+    """Returns (larger shape, number of examples) for each shape: so many examples are moved to the larger shape."""
     totals, moves = count_C.tolist(), []
     for number, shape in enumerate(shapes):
         rest, move = totals[number] % shape.rows, (number, 0)
@@ -242,7 +242,7 @@ def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray
 
 
 def _distinct(sizes_ND: SizeArray) -> tuple[IndexArray, IndexArray]:
-    """Returns the distinct rows and the count of each, much faster than `np.unique` with `axis=0`."""
+    """Returns (distinct rows, count of each). Much faster than `np.unique` with `axis=0`."""
     base = (int(sizes_ND.max()) + 1,) * sizes_ND.shape[1]
     key_U, count_U = np.unique(np.ravel_multi_index(tuple(sizes_ND.T), base), return_counts=True)
     return np.stack(np.unravel_index(key_U, base), axis=1), count_U

@@ -10,7 +10,7 @@ from seqtk.data.static_shapes import Shape
 
 
 def stream_rows(samples: int, streams: int) -> list[IndexArray]:
-    """Returns the samples that each update of an epoch reads: update k reads sample k of each stream.
+    """Returns the samples for each update of an epoch: update k reads sample k of each stream.
 
     The samples are split into S contiguous streams of ⌈K / S⌉ or ⌊K / S⌋ samples, the longer ones first. The last
     update has only the rows of the longer streams.
@@ -43,7 +43,7 @@ def stream_updates(
     update_freq: int = 1,
     length: int | None = None,
 ) -> list[Update]:
-    """Returns the remaining updates of an epoch for one rank, as `updates` does, but for streams.
+    """Returns the remaining updates of an epoch for one rank. Like `updates`, but for streams.
 
     A stream is always read in the same micro-batch. A micro-batch is None after all of its streams have ended. With
     `length`, all micro-batches have the static shape (number of streams, `length`).

@@ -15,7 +15,7 @@ LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
 def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
     """Writes a data-bin to `folder` whose split `test` is the text at `path`.
 
-    Bytes or characters keep their line feeds if line feeds were tokens in training. Otherwise EOS ends each line.
+    If line feeds were tokens in training, they are tokens here too. Otherwise, each line ends in EOS.
     """
     separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
     tokens = separators.get(tokenizer.separator, "words")
@@ -41,5 +41,5 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
 
 
 def _has_line_feeds(vocabulary: Vocabulary) -> bool:
-    """Returns whether a line feed was a token of the training text."""
+    """Returns True if line feeds were tokens of the training text."""
     return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)

@@ -1,4 +1,4 @@
-"""Tokenizers: split text with a SentencePiece model, into bytes or characters, or at white space, and join tokens."""
+"""Tokenizers. They split text into SentencePiece pieces, bytes, characters or words, and join tokens into text."""
 
 import os
 import re
@@ -31,7 +31,7 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
     "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
 }
-"""Functions that join tokens and remove a subword marker (fairseq's `--remove-bpe`)."""
+"""Subword marker → function that joins tokens and removes the marker (fairseq's `--remove-bpe`)."""
 JOINERS["subword_nmt"] = JOINERS["@@ "]
 JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters, "lowercase_words": " ".join}
 
@@ -40,7 +40,7 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "characters": symbols.characters_to_names,
     "lowercase_words": lambda line: lowercase_words(line).split(),
 }
-"""Functions that split text by rules other than white space."""
+"""Kind of tokens → function that splits text into them by a rule other than white space."""
 
 
 class Tokenizer:
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @classmethod
     def from_model(cls, model_bytes: bytes, *, name: str = "model") -> "Tokenizer":
-        """Creates a tokenizer from the bytes of a SentencePiece model. `name` is its name in errors."""
+        """Creates a tokenizer from the bytes of a SentencePiece model. `name` is the name of the model in errors."""
         try:
             return cls(model_bytes, None)
         except RuntimeError:
@@ -75,13 +75,13 @@ class Tokenizer:
 
     @classmethod
     def plain(cls, separator: str | None = None) -> "Tokenizer":
-        """Creates a tokenizer without a model, which by default splits at white space and joins tokens with spaces.
+        """Creates a tokenizer without a model. By default, it splits at white space and joins tokens with spaces.
 
         Args:
-            separator: The subword marker that `decode` removes, as fairseq's `--remove-bpe`: `"@@ "`,
+            separator: The subword marker that `decode` removes, like fairseq's `--remove-bpe`: `"@@ "`,
                 `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`. `"bytes"` and `"characters"`
-                split text into bytes or characters, with the names of `seqtk.data.char_tokenizer`.
-                `"lowercase_words"` splits it with `seqtk.data.word_lookup.lowercase_words`. None: no marker.
+                split text into bytes or characters, with the names in `seqtk.data.char_tokenizer`. `"lowercase_words"`
+                splits text with `seqtk.data.word_lookup.lowercase_words`. None: no marker.
         """
         return cls(None, separator)
 
@@ -96,12 +96,12 @@ class Tokenizer:
         return pieces
 
     def encode_batch(self, lines: Sequence[bytes]) -> list[list[int]]:
-        """Encodes lines of UTF-8 on one thread. Returns ids of the SentencePiece model, not of the vocabulary."""
+        """Encodes UTF-8 lines in one thread. Returns ids of the SentencePiece model, not of the vocabulary."""
         ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
         return ids
 
     def normalize(self, line: bytes) -> bytes:
-        """Returns a line of UTF-8 as SentencePiece normalizes it: the text that can be decoded from its pieces."""
+        """Returns a UTF-8 line after SentencePiece's normalization: the text that can be decoded from its pieces."""
         text: str = self._processor.Normalize(line.decode("utf-8"))
         return text[self.prefix_length :].replace(SPACE_PIECE, " ").encode()
 
@@ -118,7 +118,7 @@ class Tokenizer:
         return " ".join(tokens) if self.separator is None else JOINERS[self.separator](tokens)
 
     def pieces(self) -> list[str | None]:
-        """Returns the pieces of the model in the order of its ids; None for the unknown, bos, eos and pad pieces."""
+        """Returns the pieces of the model in the order of their ids. Unknown, bos, eos and pad pieces are None."""
         processor = self._processor
         hidden = [processor.IsUnknown(id_) or processor.IsControl(id_) for id_ in range(len(processor))]
         return [None if hide else processor.IdToPiece(id_) for id_, hide in enumerate(hidden)]

@@ -1,4 +1,4 @@
-"""Trains SentencePiece models. A model depends only on the text and the settings, not on the machine or the workers."""
+"""Trains SentencePiece models. A model depends only on the text and the settings, not on the machine or workers."""
 
 import io
 import re
@@ -10,14 +10,14 @@ from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import SPECIALS
 from seqtk.utils.errors import UserError
 
-# SentencePiece adds up one partial sum per thread, so a reproducible result requires a fixed number of threads.
+# SentencePiece computes one partial sum per thread, so reproducible results require a fixed number of threads.
 _THREADS = 8
 _MODEL_SPECIALS = 3  # unknown, bos and eos, which SentencePiece includes in the vocabulary size
 
 
 MAX_LINE_BYTES = 4192
 RESERVED = "\u2585".encode()
-"""SentencePiece's trainer skips lines longer than MAX_LINE_BYTES and lines that contain the character RESERVED."""
+"""SentencePiece's trainer skips lines longer than MAX_LINE_BYTES, and lines that contain the character RESERVED."""
 
 
 class TrainingSample:
@@ -34,7 +34,7 @@ class TrainingSample:
 
 
 def _advice(reason: str) -> str:
-    """Converts SentencePiece's reason for a failure into advice, with its sizes converted to values of vocab_size."""
+    """Converts SentencePiece's message about a failure into advice, and its sizes into values of vocab_size."""
     difference = len(SPECIALS) - _MODEL_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
         return f"Set vocab_size to {int(too_small[1]) + difference} or more, or lower character_coverage."
@@ -54,9 +54,9 @@ def train_tokenizer(
     byte_fallback: bool,
     hard_vocab_limit: bool,
 ) -> Tokenizer:
-    """Trains a tokenizer on `lines`; its vocabulary has at most `vocab_size` entries, special symbols included.
+    """Trains a tokenizer on `lines`. Its vocabulary has at most `vocab_size` entries, including special symbols.
 
-    Raises UserError if the text is too small for any vocabulary, or for this one if `hard_vocab_limit` is true.
+    Raises UserError if the text is too small for any vocabulary or, with `hard_vocab_limit`, for `vocab_size` entries.
     """
     model = io.BytesIO()
     try:

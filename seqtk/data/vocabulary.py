@@ -1,4 +1,4 @@
-"""Vocabularies, which map tokens to ids, and their files, fairseq's dictionaries (`docs/formats.md`).
+"""Vocabularies, which map tokens to ids, and their files, dictionaries in fairseq's format (`docs/formats.md`).
 
 Ids 0 to 3 are the special symbols, which are not in the file. The token in line i of the file (from 0) has id 4 + i.
 """
@@ -22,11 +22,11 @@ _OVERWRITE = " #fairseq:overwrite"
 
 
 class Vocabulary:
-    """Maps tokens to ids and back, and holds the count of each token in the training text.
+    """Maps tokens to ids and ids to tokens, and stores the count of each token in the training text.
 
     Args:
-        tokens: The tokens of the file, without the four special symbols. A repeated token has the id of the last one.
-        counts: The count of each token. By default 1.
+        tokens: The tokens of the file, without the four special symbols. For a repeated token, the last id is used.
+        counts: The count of each token. None: all counts are 1.
     """
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
@@ -45,8 +45,8 @@ class Vocabulary:
         Args:
             counts: The count of each word.
             threshold: The minimum count. Rarer words are omitted.
-            nwords: The maximum size, special symbols included. -1: no limit.
-            padding_factor: Filler words pad the size to a multiple of this.
+            nwords: The maximum size, including special symbols. -1: no limit.
+            padding_factor: Filler words pad the size to a multiple of this number.
         """
         words = [word for word in counts if word not in SPECIALS and counts[word] >= threshold]
         words.sort(key=lambda word: (-counts[word], word))
@@ -92,8 +92,8 @@ class Vocabulary:
                 raise UserError(f"Line {number} of {name} must be '<token> <count>', but is:", repr(line[:80]))
             if token in seen and not overwrites:
                 raise UserError(
-                    f"Line {number} of {name} has '{token}' twice.",
-                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' to replace the earlier entry.",
+                    f"Line {number} of {name} repeats the token '{token}'.",
+                    f"Remove the line, or end it with '{_OVERWRITE.strip()}' to replace the earlier entry.",
                 )
             seen.add(token)
             tokens.append(token)
@@ -101,7 +101,7 @@ class Vocabulary:
         return cls(tokens, counts)
 
     def to_text(self) -> str:
-        """Returns the dictionary file's content, byte for byte as fairseq writes it."""
+        """Returns the content of the dictionary file, identical to fairseq's."""
         seen = set(SPECIALS)
         lines = []
         for token, count in zip(self.tokens[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True):
@@ -124,7 +124,7 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.tokens == other.tokens
 
     def id(self, token: str) -> int:
-        """Returns the id of `token`, or UNK if it has none."""
+        """Returns the id of `token`, or UNK if it is not in the vocabulary."""
         return self._ids.get(token, UNK)
 
     def encode(self, tokens: Iterable[str], eos: bool = True) -> npt.NDArray[np.int64]:

@@ -19,7 +19,7 @@ Tokens = Literal["sentencepiece", "words", "lowercase_words", "characters", "byt
 
 LineEnd = Literal["eos", "newline"]
 
-_COUNTED_BYTES = 2 << 20  # with blocks of this size, adding up their counts takes little time
+_COUNTED_BYTES = 2 << 20  # with blocks of this size, adding their counts takes little time
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class VocabularyConfig(TextConfig):
 
     tokens: Tokens = setting(
         "sentencepiece",
-        help="Tokens: pieces of a SentencePiece model, words between white space, words in lower case without "
+        help="Kind of tokens: pieces of a SentencePiece model, words between white space, words in lower case without "
         "punctuation, characters or bytes.",
     )
     remove_bpe: str | None = setting(
         None,
-        help="With tokens=words: subword marker in the text, such as '@@ ' or sentencepiece, to remove when tokens are "
-        "joined into text. null: none.",
+        help="With tokens=words: subword marker in the text, such as '@@ ' or sentencepiece. Detokenization removes "
+        "it. null: no marker.",
     )
-    joint: bool = setting(True, help="Both languages share one vocabulary and one SentencePiece model.")
+    joint: bool = setting(True, help="Use one vocabulary and one SentencePiece model for both languages.")
     vocab_size: int = setting(
         8000,
         at_least=1,
@@ -48,16 +48,16 @@ class VocabularyConfig(TextConfig):
         0.9999,
         above=0,
         at_most=1,
-        help="Share of the characters of the text that the new model covers; rarer characters are unknown.",
+        help="Share of the text's characters that the new model covers. Rarer characters are unknown tokens.",
     )
     byte_fallback: bool = setting(
-        False, help="The new model encodes characters outside its vocabulary as bytes, so that none is unknown."
+        False, help="Encode characters outside the new model's vocabulary as bytes, so that none is unknown."
     )
     hard_vocab_limit: bool = setting(
-        False, help="Fails if the text is too small for vocab_size. Otherwise the vocabulary is smaller."
+        False, help="Fail if the text is too small for vocab_size. false: the vocabulary is then smaller."
     )
     sentencepiece_lines: int = setting(
-        2_000_000, at_least=1, help="Maximum number of lines, evenly spaced, to train the new model on."
+        2_000_000, at_least=1, help="Maximum number of lines (evenly spaced in the text) to train the new model on."
     )
     sentencepiece: str | None = setting(
         None, help="Existing SentencePiece model to use. With joint=false: the model of the source."
@@ -70,7 +70,7 @@ class VocabularyConfig(TextConfig):
     )
     target_dict: str | None = setting(None, help="With joint=false: existing dictionary of the target.")
     threshold: int = setting(
-        -1, at_least=-1, help="Minimum count of words or characters; rarer ones are unknown. -1: no minimum."
+        -1, at_least=-1, help="Minimum count of words or characters. Rarer ones are unknown tokens. -1: no minimum."
     )
     nwords: int = setting(
         -1,
@@ -78,7 +78,7 @@ class VocabularyConfig(TextConfig):
         help="Maximum size of a vocabulary of words or characters, including four special symbols. -1: no limit.",
     )
     padding_factor: int = setting(
-        8, at_least=1, help="New vocabularies are padded to a multiple of this size, except for tokens=bytes."
+        8, at_least=1, help="Pad new vocabularies to a multiple of this size, except for tokens=bytes."
     )
     line_end: LineEnd | None = setting(
         None,
@@ -88,7 +88,7 @@ class VocabularyConfig(TextConfig):
 
     @property
     def newlines(self) -> bool:
-        """Whether line feeds are tokens. Raises UserError if they cannot be."""
+        """True if line feeds are tokens. Raises UserError if they cannot be tokens."""
         possible = self.tokens in ("bytes", "characters") and len(self.langs) == 1
         if self.line_end == "newline" and not possible:
             raise UserError(
@@ -100,7 +100,7 @@ class VocabularyConfig(TextConfig):
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Vocabulary and tokenizer of one language. `counted`: token counts come from the encoded text."""
+    """Vocabulary and tokenizer of one language. `counted`: True if the encoded text determines the token counts."""
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
@@ -110,7 +110,7 @@ class LanguageSpec:
 def make_specs(
     config: VocabularyConfig, train: Text | None, *, workers: int, notify: Callable[[str], None]
 ) -> list[LanguageSpec]:
-    """Returns the specs of the languages, in the order of `config.langs`. Joint languages share one object."""
+    """Returns the `LanguageSpec` of each language in `config.langs`. Joint languages share one object."""
     separate = len(config.langs) == 2 and not config.joint
     if not separate and (config.target_dict or config.target_sentencepiece):
         raise UserError("target_dict= and target_sentencepiece= require two languages and joint=false.")
@@ -135,7 +135,7 @@ def _make_spec(
     workers: int,
     notify: Callable[[str], None],
 ) -> LanguageSpec:
-    """Builds the spec for the text in the files of `train`."""
+    """Builds the `LanguageSpec` from the text in the files of `train`."""
     _check_settings(config, model, dictionary)
     tokenizer = Tokenizer.load(model) if model else None
     if config.tokens == "bytes":
@@ -154,21 +154,21 @@ def _make_spec(
 
 
 def _check_settings(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
-    """Raises UserError for settings that do not apply to `config.tokens`."""
+    """Raises UserError if a setting has no effect with this `config.tokens`."""
     if config.remove_bpe is not None and config.tokens != "words":
         raise UserError(f"remove_bpe={config.remove_bpe} requires tokens=words.", "Remove it.")
     if config.remove_bpe is not None:
         Tokenizer.plain(config.remove_bpe)
     if config.tokens == "bytes" and (model or dictionary):
-        raise UserError("tokens=bytes has a fixed vocabulary. Remove sentencepiece= and source_dict=.")
+        raise UserError("tokens=bytes has a fixed vocabulary.", "Remove sentencepiece= and source_dict=.")
     if config.tokens == "characters" and model:
-        raise UserError("tokens=characters needs no model. Remove sentencepiece=.")
+        raise UserError("tokens=characters uses no SentencePiece model.", "Remove sentencepiece=.")
 
 
 def _require(train: Text | None) -> Text:
     if train is None:
         raise UserError(
-            "There is no training text to learn a vocabulary from.",
+            "There is no training text to build a vocabulary from.",
             "Set train=, or use an existing vocabulary: sentencepiece=, or source_dict= with tokens=words.",
         )
     return train
@@ -177,7 +177,7 @@ def _require(train: Text | None) -> Text:
 def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], None]) -> Tokenizer:
     lines = train.lines * len(train.paths)
     names = " and ".join(map(str, train.paths))
-    notify(f"learning {config.model_type} pieces from {min(lines, config.sentencepiece_lines):,} lines of {names}")
+    notify(f"training a {config.model_type} model on {min(lines, config.sentencepiece_lines):,} lines of {names}")
     sample = TrainingSample(sample_lines(train.paths, lines=lines, max_lines=config.sentencepiece_lines))
     tokenizer = train_tokenizer(
         sample,

@@ -1,4 +1,4 @@
-"""Maps a function over a stream of items in worker processes, in order, with few items in memory at a time."""
+"""Maps a function over a stream of items in worker processes. Keeps the order, and few items in memory."""
 
 import multiprocessing
 import os
@@ -23,9 +23,9 @@ def available_cores() -> int:
 def ordered_map(
     function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int
 ) -> Generator[Any, None, None]:
-    """Yields `function(*item)` for each item, in order. With one worker, it is computed in this process.
+    """Yields `function(*item)` for each item, in order. With one worker, this process computes the results.
 
-    The function is sent to each process once. At most three items per worker are prefetched.
+    The function is sent to each worker once. At most three items per worker are prefetched.
 
     Raises UserError if a worker process ends unexpectedly.
     """
@@ -44,15 +44,15 @@ def ordered_map(
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "A worker process ended unexpectedly, most likely because memory ran out. Set workers= lower.",
-            "A script must call this under `if __name__ == '__main__':`, or set workers=1.",
+            "A worker process ended unexpectedly, probably because memory ran out. Lower workers=.",
+            "In a script, call this function inside `if __name__ == '__main__':`, or set workers=1.",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(function: Callable[..., Any]) -> None:
-    """Initializes a worker. Workers ignore Ctrl-C: the parent ends them."""
+    """Initializes a worker. It ignores Ctrl-C, because the parent process ends the workers."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function

@@ -1,4 +1,4 @@
-"""The base of data sources. A source provides the data of a task, as token ids by split."""
+"""The base class of data sources. A source provides the token ids of each split for a task."""
 
 import abc
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ class SourceConfig:
 
 
 class OtherDictionaryError(UserError):
-    """Raised for data that are not encoded with the model's dictionary."""
+    """Raised if data are encoded with a different dictionary from the model's."""
 
 
 sources: Registry["Source"] = Registry("source", SourceConfig)
 
 
 class Items(Protocol):
-    """The items of one side of a split: `items[i]` is an int64 array of ids that ends in EOS.
+    """Protocol for the items of one side of a split: `items[i]` is an int64 array of ids that ends in EOS.
 
-    If it also has a method `take(indices)`, which returns several items, batches are read with it.
+    If there is a method `take(indices)`, which returns several items, it is used to read batches.
     """
 
     @property
@@ -55,13 +55,13 @@ class Source(abc.ABC):
     Args:
         config: The settings of the source (`task.source.key=value`).
         data: The location of the data (`task.data`, or `data=` of a command).
-        source_lang: The source language, if the task or the model names one.
-        target_lang: The target language, if the task or the model names one.
-        made_by: The command that makes the data. It is named in the error if the data are missing.
+        source_lang: The source language of the task or model, or None.
+        target_lang: The target language of the task or model, or None.
+        made_by: The command that makes the data. The error for missing data shows it.
 
     Attributes:
-        source_lang: The name of the first side; None for monolingual text without a language.
-        target_lang: The name of the second side; None for monolingual text.
+        source_lang: The name of the first side. None: monolingual text without a language.
+        target_lang: The name of the second side. None: monolingual text.
         name: The name of the source in errors.
         epochs: The number of epochs after which the training data repeat.
     """
@@ -93,38 +93,38 @@ class Source(abc.ABC):
     def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> Items:
         """Returns the items of one side of a split. Raises UserError if there is no such split.
 
-        The training data may differ between epochs (counted from 1), but must be a function of the epoch.
+        The training data may be different in each epoch (counted from 1), but must depend only on the epoch.
         """
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """Returns the original text of one side of a split, one line per item; None if the source has only ids."""
+        """Returns the original text of one side of a split, one line per item, or None if the source has only ids."""
         return None
 
     def text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the original text of a monolingual split; None if it is unknown."""
+        """Returns the size of the original text of a monolingual split, or None if it is unknown."""
         return None
 
     def classes(self) -> list[str]:
-        """Returns the names of the classes in the order of their numbers. Raises UserError if there are no labels."""
+        """Returns the names of the classes in the order of their indices. Raises UserError if there are no labels."""
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """Returns the class of each item of a split, a position in `classes`. Raises UserError if there are none."""
+        """Returns the class of each item of a split, an index into `classes`. Raises UserError if there are none."""
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
-        """Returns the first class in the data that is one of `names`, and its file and line, for an error message."""
+        """Returns (the first class in the data that is in `names`, its file and line), for an error message."""
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-        """Encodes one side with a model's vocabulary and tokenizer from now on.
+        """Sets the vocabulary and tokenizer of one side to those of a model.
 
         Raises:
-            OtherDictionaryError: If the data are encoded with another dictionary.
+            OtherDictionaryError: If the data are encoded with a different dictionary.
         """
         if self.vocabulary(lang) != vocabulary:
             of = f" of '{lang}'" if lang else ""
             raise OtherDictionaryError(
-                f"The dictionary{of} in {self.name} differs from the model's.",
-                "Preprocess its text with the model's dictionary: seqtk-preprocess source_dict=….",
+                f"The dictionary{of} in {self.name} differs from the dictionary of the model.",
+                "Preprocess the text with the dictionary of the model: seqtk-preprocess source_dict=….",
             )

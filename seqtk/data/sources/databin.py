@@ -30,7 +30,7 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import near_path, nearest
 
 RECORD = "preprocess.json"
-NO_LANGUAGE = "None"  # in file names of fairseq-preprocess: the missing language of monolingual text
+NO_LANGUAGE = "None"  # the language of monolingual text in file names of fairseq-preprocess
 
 
 class DataBin:
@@ -38,8 +38,8 @@ class DataBin:
 
     Args:
         directory: The folder.
-        source_lang, target_lang: The direction. By default it follows from the file names. Both are None for a
-            monolingual folder (`dict.txt`, `train.idx`).
+        source_lang, target_lang: The direction; by default, from the file names. Both are None for a monolingual folder
+            (`dict.txt`, `train.idx`).
         remove_bpe: The subword marker of the tokens, or "none", for a folder without `preprocess.json` (fairseq's).
 
     Raises:
@@ -59,14 +59,14 @@ class DataBin:
         if not self.directory.is_dir():
             raise UserError(
                 f"There is no data-bin folder {directory}.",
-                "seqtk-preprocess makes one.",
+                "Run seqtk-preprocess to make one.",
                 *near_path(self.directory, suits=Path.is_dir),
             )
         self.source_lang, self.target_lang = self._direction(source_lang, target_lang)
 
     @cached_property
     def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """Maps the name of each data set to its (source, target, language), or to None if it is monolingual."""
+        """Name of a data set → (source, target, language), or None if it is monolingual."""
         parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
         return {name: langs for name, langs in parsed.items() if langs is not None or "." not in name}
 
@@ -79,7 +79,7 @@ class DataBin:
         given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
         if source is None and target is None:
             given = pairs
-        if not pairs and source and target and not self._datasets:  # only dictionaries, for translating a text file
+        if not pairs and source and target and not self._datasets:  # dictionaries suffice for a text file
             return source, target
         if not pairs and (self._datasets or (self.directory / "dict.txt").is_file()):
             return None, None
@@ -88,12 +88,12 @@ class DataBin:
             return first, None if second == NO_LANGUAGE else second
         if not pairs:
             raise UserError(
-                f"{self.directory} is not a data-bin folder: it has no .idx file.", "seqtk-preprocess makes one."
+                f"{self.directory} is not a data-bin folder: it has no .idx file.", "Run seqtk-preprocess to make one."
             )
         wanted = "-".join(filter(None, (source, target))) or "pair of languages"
         known = ", ".join("-".join(pair) for pair in both_ways)
         if not given:
-            raise UserError(f"{self.directory} does not have {wanted}.", f"It has {known}.")
+            raise UserError(f"{self.directory} does not contain {wanted}.", f"It contains {known}.")
         raise UserError(
             f"{self.directory} has several language pairs: {', '.join('-'.join(pair) for pair in pairs)}.",
             f"Set task.source_lang and task.target_lang to one of {known}.",
@@ -147,7 +147,7 @@ class DataBin:
             known = [found.name for found in self._glob("dict*.txt")]
             if not known:
                 raise UserError(
-                    f"{self.directory} is not a data-bin folder: there is no {name}.", "seqtk-preprocess makes one."
+                    f"{self.directory} is not a data-bin folder: it has no {name}.", "Run seqtk-preprocess to make one."
                 )
             raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
         vocabulary, sizes = Vocabulary.load(path), self._record["vocabulary"]
@@ -155,7 +155,7 @@ class DataBin:
         if size not in (None, len(vocabulary)):
             raise UserError(
                 f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
-                "It was truncated or replaced: copy it again, or make the data-bin again.",
+                "The file was truncated or replaced. Copy it again, or make the data-bin again.",
             )
         return vocabulary
 
@@ -163,10 +163,10 @@ class DataBin:
         """Returns the tokenizer of a language.
 
         Tokens are pieces of the folder's SentencePiece model, or of the kind that `preprocess.json` records. Without
-        it, they are separated by white space and have the subword marker `remove_bpe`.
+        this file, tokens are separated by white space and have the subword marker `remove_bpe`.
 
         Raises:
-            UserError: If the SentencePiece model is missing, or the subword marker is needed but not known.
+            UserError: If the SentencePiece model is missing, or the subword marker is required but unknown.
         """
         names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
         for name in names:
@@ -177,7 +177,7 @@ class DataBin:
         if tokens == "sentencepiece":
             raise UserError(
                 f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
-                "although its text was tokenized with SentencePiece.",
+                "but its text was tokenized with SentencePiece.",
                 "Copy the model to this folder, or make the data-bin again.",
             )
         if tokens in ("bytes", "characters", "lowercase_words"):
@@ -201,12 +201,12 @@ class DataBin:
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
-        """Returns the items of a split in one language (None: of a monolingual folder), with all parts of `train`."""
+        """Returns the items of a split in one language (None: of a monolingual folder), from all files of the split."""
         parts = [self._part(part, lang) for part in self._parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
 
     def _parts(self, name: str, lang: str | None) -> list[str]:
-        """Returns the names of the parts of a split. As in fairseq, `train` has the parts `train`, `train1`, …"""
+        """Returns the names of the files of a split. As in fairseq, `train` has the files `train`, `train1`, …"""
         numbered = (f"{name}{number}" for number in itertools.count(1))
         existing = itertools.takewhile(lambda part: self._find(part, lang) is not None, numbered)
         return [name, *(existing if name == "train" else ())]
@@ -221,7 +221,7 @@ class DataBin:
         return IndexedDataset(self.directory / found)
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """Returns the text of a split, one line per item; None if the folder has only token ids."""
+        """Returns the text of a split, one line per item, or None if the folder has only token ids."""
         path = self.directory / f"{self._find(name, lang)}.txt"
         if not path.is_file() or len(self._parts(name, lang)) > 1:
             return None
@@ -229,9 +229,9 @@ class DataBin:
             return [line.removesuffix("\n") for line in file]
 
     def text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the text that can be decoded from a monolingual split; None if unknown.
+        """Returns the size of the text that can be decoded from a monolingual split, or None if it is unknown.
 
-        It is unknown if lines were dropped. Words and lines are counted in the original text.
+        The size is unknown if lines were dropped. Words and lines are counted in the original text.
         """
         with self._record_errors():
             counts = self._record["splits"].get(name, {})
@@ -240,7 +240,7 @@ class DataBin:
             if len(self._parts(name, self.source_lang)) > 1 and counts["items"] != len(
                 self.split(name, self.source_lang)
             ):
-                return None  # parts have been added to the folder
+                return None  # files have been added to the split
             return TextCount(**(counts.get("kept") or counts["text"]))
 
     def _find(self, split: str, lang: str | None) -> str | None:
@@ -250,9 +250,9 @@ class DataBin:
 
 
 def _parse(name: str) -> tuple[str, str, str] | None:
-    """Parses a name such as `train.en-de.de` into (source, target, language). Returns None for any other name.
+    """Parses a name such as `train.en-de.de` into (source, target, language). Returns None if it has a different form.
 
-    The names of languages may contain hyphens.
+    Names of languages may contain hyphens.
     """
     _, _, rest = name.partition(".")
     pair, _, lang = rest.rpartition(".")
@@ -265,7 +265,7 @@ def _parse(name: str) -> tuple[str, str, str] | None:
 
 @dataclass(frozen=True)
 class DataBinSourceConfig(SourceConfig):
-    """A data-bin folder."""
+    """Reads a data-bin folder."""
 
     remove_bpe: str | None = setting(
         None,
@@ -276,7 +276,7 @@ class DataBinSourceConfig(SourceConfig):
 
 @sources.register("databin", DataBinSourceConfig)
 class DataBinSource(Source):
-    """A data-bin folder, or several folders separated by commas, the shards of a corpus.
+    """A data-bin folder, or the shards of a corpus: several folders separated by commas.
 
     Each epoch reads the next shard. Vocabularies, tokenizers and the other splits come from the first shard.
     """
@@ -308,7 +308,7 @@ class DataBinSource(Source):
                 if shard.vocabulary(lang) != self._data.vocabulary(lang):
                     raise UserError(
                         f"The shards {self._data.directory} and {shard.directory} have different dictionaries.",
-                        "Make all other shards by seqtk-preprocess source_dict=… (or sentencepiece=…) of the first.",
+                        "Preprocess the others with the dictionary of the first: seqtk-preprocess source_dict=….",
                     )
                 shard.split("train", lang)
 

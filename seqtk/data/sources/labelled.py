@@ -1,4 +1,4 @@
-"""A data source of labeled files, which are read into memory without a data-bin."""
+"""A data source that reads labeled files into memory, without a data-bin."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from seqtk.utils.suggestions import near_path
 
 @dataclass(frozen=True)
 class LabelledSourceConfig(Columns, SourceConfig):
-    """Labeled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small data."""
+    """Reads labeled files (TSV, CSV, JSON lines or arrays) into memory: train.tsv, valid.tsv, test.tsv in a folder."""
 
     tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
-        "words", help="Tokens for a new model. Words are separated by white space. A trained model keeps its tokenizer."
+        "words", help="Tokens of a new model. Words are separated by white space. A trained model keeps its tokenizer."
     )
 
 
 @sources.register("labelled", LabelledSourceConfig)
 class LabelledSource(TextSource):
-    """Reads the labeled files of a folder, or a single file, which is then used as every split."""
+    """Reads the labeled files of a folder, or a single file, which is then every split."""
 
     def __init__(self, config: LabelledSourceConfig, **others: Any) -> None:
         self.sides = ("text",) if config.second is None else ("first", "second")

@@ -1,4 +1,4 @@
-"""The base of data sources that hold their text in memory. A subclass only reads the lines."""
+"""The base class of data sources that keep their text in memory. A subclass only reads the lines."""
 
 import abc
 import itertools
@@ -43,9 +43,9 @@ class MemoryItems:
 
 
 class TextSource(Source):
-    """Base class of sources that hold their text in memory. A subclass implements `read`.
+    """Base class of sources that keep their text in memory. A subclass implements `read`.
 
-    The vocabulary of a side is set by `use`. By default it is the words of the training split, sorted by frequency.
+    `use` sets the vocabulary of a side. By default, it contains the words of the training split, sorted by frequency.
     """
 
     sides: tuple[str, ...] = ("source", "target")
@@ -107,7 +107,7 @@ class TextSource(Source):
 
 
 class GivenText(TextSource):
-    """A source for text that a command was given. Every split is this text.
+    """A source for text that the user gives to a command. Every split is this text.
 
     Args:
         sides: The lines of each side.

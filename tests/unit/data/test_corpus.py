@@ -61,7 +61,7 @@ def test_missing_file_error_lists_existing_languages(tmp_path: Path) -> None:
     (tmp_path / "train.en").touch()
     (tmp_path / "train.de.gz").touch()
     assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
-    with pytest.raises(UserError, match=r"train\.dee(.|\n)*exist for: de, en"):
+    with pytest.raises(UserError, match=r"train\.dee(.|\n)*exist for these languages: de, en"):
         find_text(f"{tmp_path}/train", "dee")
     with pytest.raises(UserError, match="nowhere"):
         find_text(f"{tmp_path}/nowhere/train", "en")
@@ -92,9 +92,9 @@ def test_several_files_of_a_split_are_numbered() -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"target_lang": "de"}, "needs source_lang"),
+        ({"target_lang": "de"}, "requires source_lang"),
         ({"source_lang": "x", "target_lang": "x"}, "both 'x'"),
-        ({}, "no text"),
+        ({}, "No text"),
     ],
 )
 def test_contradicting_settings_are_refused(settings: dict[str, str], complaint: str) -> None:

@@ -103,7 +103,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             IndexedDataset(prefix)
     (tmp_path / "x.idx").write_bytes(index)
     (tmp_path / "x.bin").write_bytes(data[:-1])
-    with pytest.raises(UserError, match="13 bytes, but its index requires 14"):
+    with pytest.raises(UserError, match=r"13 bytes, but .*idx requires 14"):
         IndexedDataset(prefix)
     (tmp_path / "x.bin").unlink()
     with pytest.raises(UserError, match=r"There is no file .*x\.bin\.\nCopy the file again"):

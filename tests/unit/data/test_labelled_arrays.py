@@ -117,7 +117,7 @@ class TestRefusals:
             ({"image": IMAGES, "label": LABELS / 2}, NAMED, "float64"),
             ({"image": IMAGES[:0], "label": LABELS[:0]}, NAMED, "no examples"),
             ({"image": IMAGES[:, :0], "label": LABELS}, NAMED, "empty"),
-            ({"image": IMAGES, "label": LABELS * 0}, NAMED, "one class"),
+            ({"image": IMAGES, "label": LABELS * 0}, NAMED, "have the class"),
             ({"image": ROWS - 499, "label": FIVE}, NAMED, "Example 1 "),
             ({"image": np.array([[1, 2], [1, 9_999_999]]), "label": FIVE[:2]}, NAMED, r"Example 2 (.|\n)*1,048,575"),
             ({"image": IMAGES, "label": np.array([b"a", b"\xff", b"a", b"b", b"c", b"d"])}, NAMED, "Example 2 "),

@@ -124,7 +124,7 @@ class TestRefusals:
 
     def test_training_needs_two_classes(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tyes")
-        with pytest.raises(UserError, match="one class: 'yes'"):
+        with pytest.raises(UserError, match="have the class 'yes'"):
             make(tmp_path, train=train)
         assert not (tmp_path / "data-bin").exists()
 
@@ -189,7 +189,7 @@ def test_mixed_corpora_match_classes_by_name(tmp_path: Path) -> None:
         number: (task.text(ids), task.classes[label]) for number, (ids,), label in map(examples.__getitem__, range(5))
     }
     assert read == {0: ("x y", "c"), 1: ("x", "b"), 2: ("y", "a"), 3: ("y y", "c"), 4: ("x x", "b")}
-    with pytest.raises(UserError, match=r"task\.mix: .* class that the model does not know: 'a'"):
+    with pytest.raises(UserError, match=r"task\.mix: .* class that the model does not have: 'a'"):
         ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
 
 

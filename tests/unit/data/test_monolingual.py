@@ -135,7 +135,7 @@ def test_text_size_is_unknown_in_an_older_record(text: Path) -> None:
     [
         ({"tokens": "words", "line_end": "newline"}, "line_end=newline requires bytes or characters"),
         ({"tokens": "bytes", "source_dict": "{text}/d"}, "tokens=bytes has a fixed vocabulary"),
-        ({"tokens": "characters", "sentencepiece": "{text}/m"}, "tokens=characters needs no model"),
+        ({"tokens": "characters", "sentencepiece": "{text}/m"}, "tokens=characters uses no SentencePiece model"),
         ({"tokens": "characters", "train": "{text}/bytes"}, "is not UTF-8"),
         ({"tokens": "characters", "train": None}, "no training text"),
     ],

@@ -107,7 +107,7 @@ class TestBatches:
         assert ordered_batches(empty, BatchingConfig()) == []
 
     def test_data_with_only_long_examples_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"No training example fits batch\.max_tokens=5"):
+        with pytest.raises(UserError, match=r"All training examples are longer than batch\.max_tokens=5"):
             epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1)
 
     def test_batch_limit_is_required(self) -> None:

@@ -183,7 +183,7 @@ def test_a_data_bin_is_replaced_with_overwrite_only(text: Path) -> None:
     (text / "bin" / "notes.txt").write_text("mine")
     (text / "bin" / "test.en-de.en.idx").write_text("of the old dictionary")
     before = _files(text / "bin")
-    with pytest.raises(UserError, match=f"in {text}/bin already"):
+    with pytest.raises(UserError, match=f"{text}/bin already"):
         preprocess(_config(text))
     with pytest.raises(UserError, match="vocab_size"):
         preprocess(_config(text, vocab_size=9, overwrite=True))
@@ -203,7 +203,7 @@ def test_failed_preprocessing_leaves_no_directory(text: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"destdir": None}, "destdir= is missing"),
+        ({"destdir": None}, "destdir= is not set"),
         ({"destdir": "{text}/train.en"}, "is a file"),
         ({"train": None}, "no training text"),
         ({"source_dict": "{text}/d"}, "tokens=words"),
@@ -348,7 +348,7 @@ class TestPaths:
     def test_missing_language_error_lists_existing_languages(self, tmp_path: Path) -> None:
         for lang in ("en", "de.gz"):
             (tmp_path / f"train.{lang}").write_text("a\n")
-        with pytest.raises(UserError, match=r"train\.fr(.|\n)*exist for: de, en"):
+        with pytest.raises(UserError, match=r"train\.fr(.|\n)*exist for these languages: de, en"):
             TextConfig(source_lang="en", target_lang="fr", train=f"{tmp_path}/train").files()
 
     def test_named_pipe_as_text_is_refused(self, tmp_path: Path) -> None:
