@@ -1,1 +1,1 @@
-"""Decoding (beam search and sampling) and scoring of given text, with any model that can decode step by step."""
+"""Beam search, sampling, and scoring of given text, with any model that can decode step by step."""

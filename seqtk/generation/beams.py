@@ -23,7 +23,7 @@ from seqtk.utils.errors import UserError
 
 NAN_ERROR = (
     "The model's log-probabilities are NaN.",
-    "Its training diverged, or it requires a higher precision than precision=bf16.",
+    "Its training diverged, or precision=bf16 is too low for this model.",
 )
 
 
@@ -55,9 +55,9 @@ class _Candidates:
     """The C best continuations of the beams of each sentence, best first."""
 
     total_BC: Tensor
-    """Σ log p including the new token; -inf for entries without a candidate, if there are fewer than C."""
+    """Σ log p including the new token. If there are fewer than C candidates, the other entries are -inf."""
     row_BC: Tensor
-    """The row of the beam that the candidate continues."""
+    """The index of the beam that the candidate continues."""
     token_BC: Tensor
     score_BC: Tensor
     """log p of the new token."""
@@ -76,11 +76,11 @@ class _Beams:
         self.beam = beam
         self.rows = PartialHypotheses(models, batch)
         self.sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
-        """The row of the batch of each sentence."""
+        """For each sentence, its row in the batch."""
         self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)
 
     def batch_rows(self) -> Tensor:
-        """Returns row_R, the row of the batch of each beam."""
+        """Returns row_R: for each beam, the row of its sentence in the batch."""
         return self.sentence_B.repeat_interleave(self.total_BW.shape[1])
 
     def candidates(self, log_p_RV: Tensor) -> _Candidates:
@@ -96,7 +96,7 @@ class _Beams:
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
     def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """Yields (batch row, tokens, token scores) of each finished hypothesis: a K-best candidate that is EOS."""
+        """Yields (batch row, tokens, token scores) of each K-best candidate that ends with EOS."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):
@@ -109,11 +109,11 @@ class _Beams:
         )
 
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
-        """Replaces the beams by the K best unfinished candidates. Removes sentences that are done or have none.
+        """Replaces the beams by the K best unfinished candidates. Removes sentences that are finished or have none.
 
         Args:
             candidates: The candidates of this step.
-            open_B: Whether each sentence needs more hypotheses.
+            open_B: For each sentence, True if it needs more hypotheses.
         """
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         # A stable sort by `ends` moves unfinished candidates to the front and keeps their order.
@@ -137,7 +137,7 @@ class _Beams:
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
     """Returns the `count` largest values of each row and their indices, sorted. Equal values keep their order.
 
-    Unlike this function, `torch.topk` does not define the order of equal values. Shorter rows are padded with -inf.
+    (`torch.topk` does not define the order of equal values.) Rows with fewer values are padded with -inf.
     """
     size = scores_BN.shape[1]
     values, indices = scores_BN.topk(min(count + 1, size), dim=1)
@@ -158,6 +158,6 @@ def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _best(hypotheses: list[Hypothesis], nbest: int) -> list[Hypothesis]:
-    if not hypotheses:  # all tokens were banned before any hypothesis ended
+    if not hypotheses:  # all tokens were banned before any hypothesis was finished
         return [EMPTY]
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:nbest]

@@ -17,7 +17,7 @@ class SearchConfig:
     )
     length_penalty: float = setting(
         1.0,
-        help="Hypotheses are ranked by Σ log p / tokens^length_penalty, EOS counted. Larger values favor longer "
+        help="Hypotheses are ranked by Σ log p / tokens^length_penalty, including EOS. Larger values favor longer "
         "hypotheses.",
     )
     normalize_scores: bool = setting(True, help="Apply the length penalty. false: hypotheses are ranked by Σ log p.")
@@ -37,12 +37,15 @@ class SearchConfig:
     max_length_b: int = setting(
         200, at_least=0, at_most=1_000_000, help="See max_length_a. Language models count the tokens after the prompt."
     )
-    no_repeat_ngram: int = setting(0, at_least=0, help="Size of n-grams that must not repeat in an output. 0: none.")
+    no_repeat_ngram: int = setting(0, at_least=0, help="No n-gram of this size is repeated in an output. 0: no limit.")
     temperature: float = setting(1.0, above=0, help="Divides the logits. Lower values make outputs more predictable.")
     sampling: bool | None = setting(None, help="Sample tokens by their probability. null: true for language models.")
     top_k: int = setting(0, at_least=0, help="Sample from the k most probable tokens. 0: from all.")
     top_p: float = setting(
-        1.0, above=0, at_most=1, help="Sample from the smallest set of tokens whose probabilities add up to top_p."
+        1.0,
+        above=0,
+        at_most=1,
+        help="Sample from the smallest set of tokens with a total probability of top_p or more.",
     )
     min_p: float = setting(
         0.0, at_least=0, at_most=1, help="Sample from tokens with at least min_p times the highest probability."
@@ -57,7 +60,7 @@ class SearchConfig:
     def check(self, *, key: str = "") -> None:
         """Raises UserError if a value is out of range, or if settings contradict each other.
 
-        `key` is the key under which the settings are set, for errors.
+        `key` is the key of the search settings, for errors.
         """
         check_ranges(self, key=key)
         at = f"{key}." if key else ""
@@ -68,16 +71,16 @@ class SearchConfig:
             )
         if self.sampling and self.beam is not None:
             raise UserError(
-                f"{at}beam={self.beam} requires beam search, but outputs are sampled (the default of language models).",
+                f"{at}beam={self.beam} has no effect on sampling, the default of language models.",
                 f"Set {at}sampling=false, or remove {at}beam=; {at}nbest= is the number of samples.",
             )
         if not self.sampling and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise UserError(
                 f"{at}top_k=, {at}top_p= and {at}min_p= require {at}sampling=true.",
-                "A beam search always keeps the best hypotheses.",
+                "They have no effect on beam search.",
             )
         if self.max_length_a == 0 and self.min_length > max(self.max_length_b, 1):
             raise UserError(
-                f"{at}min_length={self.min_length} is more than {at}max_length_b={self.max_length_b} allows.",
+                f"{at}min_length={self.min_length} is more than the maximum, {at}max_length_b={self.max_length_b}.",
                 f"Raise {at}max_length_b, or lower {at}min_length.",
             )

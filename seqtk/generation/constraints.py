@@ -1,4 +1,4 @@
-"""Applies the constraints of a search (banned tokens, forced tokens, penalties) to the log-probabilities of a step.
+"""Applies banned tokens, forced tokens and penalties to the log-probabilities of a step of a search.
 
 B rows of the batch, R partial hypotheses (several for each row), T tokens so far, V vocabulary, P prefix length.
 """
@@ -15,7 +15,7 @@ BANNED = -torch.inf
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """All constraints of one search, in tensors with one row per row of the batch."""
+    """The constraints of one search, as tensors with one row per row of the batch."""
 
     never: list[int]
     unk_penalty: float
@@ -29,7 +29,7 @@ class Constraints:
     def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, row_R: Tensor) -> Tensor:
         """Applies the constraints to `log_p_RV` in place, and returns it.
 
-        At prefix positions only the prefix token is possible, and at the maximum length only EOS. Such forced tokens
+        At positions of the prefix, only the prefix token is possible; at the maximum length, only EOS. Forced tokens
         keep the model's log-probability, and no ban or penalty applies to them.
 
         Args:
@@ -61,10 +61,10 @@ class Constraints:
 
 
 def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:
-    """Bans every token that would complete an n-gram that its row already contains, in place."""
+    """Bans, in place, every token that would repeat an n-gram of its row."""
     length = tokens_RT.shape[1]
     grams_RGN = tokens_RT.unfold(1, n, 1)
     last_RN = tokens_RT[:, length - n + 1 :]
     same_RG = (grams_RGN[:, :, :-1] == last_RN[:, None]).all(dim=2)
-    # PAD is always banned, so it can stand for "no token".
+    # PAD is always banned, so it can represent "no token".
     log_p_RV.scatter_(1, torch.where(same_RG, grams_RGN[:, :, -1], PAD), BANNED)

@@ -47,7 +47,7 @@ class Sentence:
     prefix_text: str | None = None
     """The input text of the prefix. The output begins with it, even if some of its tokens are unknown."""
     index: int = 0
-    """The position in the input, set by `decode_in_order`. The random numbers of sampling depend on it."""
+    """The index of the sentence in the input, set by `decode_in_order`. Random numbers of sampling depend on it."""
 
     @property
     def is_blank(self) -> bool:
@@ -60,11 +60,11 @@ class Translation:
     """A sentence or prompt with its hypotheses, best first."""
 
     index: int
-    """The position of the sentence in the input, from 0."""
+    """The index of the sentence in the input, from 0."""
     sentence: Sentence
     hypotheses: list[Hypothesis]
     truncated: bool = False
-    """True if the source, or a target to score, was truncated to the model's limit."""
+    """True if the source, or the target to score, was truncated to the model's maximum length."""
     prefix_truncated: bool = False
     """True if the prefix was truncated to the maximum length of the output."""
 
@@ -83,7 +83,7 @@ class BatchTranslator:
     score_targets: bool = False
     device: torch.device = torch.device("cpu")
     bf16: bool = False
-    """Whether to compute under bfloat16 autocast. Scores are always float32."""
+    """True to compute under bfloat16 autocast. Scores are always float32."""
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
         batch = self.collate(sentences).to(self.device)
@@ -99,11 +99,11 @@ class BatchTranslator:
         return collate_pairs([(sentence.index, sentence.source, _target(sentence)) for sentence in sentences])
 
     def skips_empty(self, sentence: Sentence) -> bool:
-        """Returns whether this sentence is not decoded because it is empty. Its output is then empty."""
+        """Returns True if this sentence is empty, so that it is not decoded and its output is empty."""
         return sentence.is_blank and not self.score_targets
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        """Replaces sentences that exceed the limits of the models by truncated copies."""
+        """Replaces sentences that exceed the maximum length of a model by truncated copies."""
         source, target = longest_source(self.models), longest_target(self.models)
         return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
 
@@ -165,9 +165,9 @@ def decode_in_order(
         sentences: The input, read lazily.
         decoder: Decodes one batch.
         batching: The maximum size of a batch. The sentences of a window are batched by length.
-        window: The number of sentences that are read and decoded at a time, and held in memory.
+        window: The number of sentences that are read, decoded and kept in memory at a time.
         first: The index of the first sentence.
-        map_batches: Maps the decoder over batches: `map`, or the map of `decoding_map` with worker processes.
+        map_batches: Maps the decoder over batches: `map`, or the function that `decoding_map` yields.
     """
     numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences, first))
     while block := list(itertools.islice(numbered, window)):
@@ -196,7 +196,7 @@ def decode_in_order(
 
 @contextlib.contextmanager
 def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
-    """Yields a function like `map` that decodes batches in `workers` processes. 0: in this process.
+    """Context manager that yields a function like `map`, which decodes in `workers` processes (0: in this process).
 
     Each process has one thread: the matrix products of a decoding step are so small that two processes with one thread
     each are faster than one process with two threads.

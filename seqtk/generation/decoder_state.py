@@ -19,9 +19,10 @@ from seqtk.models.base import Model
 
 
 class PartialHypotheses:
-    """R partial hypotheses: tokens, natural-log scores and model states.
+    """R partial hypotheses: tokens, scores (log-probabilities in nats) and model states.
 
-    When a language model has read its maximum number of tokens, its state is recomputed from the last half of them.
+    When a language model has read its maximum number of tokens, its state is recomputed from the last half of the
+    tokens.
     """
 
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> None:
@@ -33,7 +34,7 @@ class PartialHypotheses:
         self._read = 0
 
     def next_log_probs(self, *, temperature: float) -> Tensor:
-        """Returns log_p_RV of the next token of each row. An ensemble averages the probabilities of its models."""
+        """Returns log_p_RV, the log-probabilities of the next token. An ensemble averages the models' probabilities."""
         # As in training, the first input of a decoder is EOS.
         read_RT = torch.nn.functional.pad(self.tokens_RT, (1, 0), value=EOS)
         if self._read == self._longest:
@@ -58,8 +59,8 @@ class PartialHypotheses:
         Args:
             row_R: The row that each new row continues.
             token_R: The tokens to append.
-            score_R: Their log-probabilities.
-            across_sentences: Whether row i may become a copy of a row of another sentence.
+            score_R: The log-probabilities of these tokens.
+            across_sentences: True if row i may become a copy of a row of a different sentence.
         """
         for state in self.states:
             state.reorder(row_R, across_sentences=across_sentences)
@@ -75,7 +76,7 @@ class ModelState:
         self.state: State = model.start(batch)
 
     def step(self, token_R: Tensor, *, temperature: float) -> Tensor:
-        """Feeds one token to each row. Returns log_p_RV of the next token."""
+        """Reads one token of each row. Returns log_p_RV, the log-probabilities of the next token."""
         features_R1D, self.state = self.model.step(token_R, self.state)
         return self.model.head.log_probs(features_R1D, temperature=temperature)[:, 0]
 

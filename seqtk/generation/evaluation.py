@@ -1,4 +1,4 @@
-"""Scores a stream of tokens with language models: the log-probability of every token.
+"""Computes the log-probability of every token of a stream with language models.
 
 B batch, T length, D width, N targets.
 """
@@ -33,7 +33,7 @@ class StreamScores:
     """The log-probabilities of the tokens of a stream."""
 
     log_p_N: npt.NDArray[np.float32]
-    """log p of each token in nats; NaN for tokens that are in no block, such as document separators."""
+    """The log-probability of each token in nats; NaN for tokens outside all blocks, such as document separators."""
     unknown: int
     """The number of scored tokens that are UNK."""
 
@@ -60,20 +60,20 @@ def score_stream(
     streams: int | None = None,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> StreamScores:
-    """Scores every block of a stream.
+    """Computes the log-probability of every token in the blocks of a stream.
 
     Args:
         models: One language model, or an ensemble, which averages probabilities; in evaluation mode.
-        blocks: The samples of the stream.
+        blocks: The blocks (samples) of the stream.
         batching: The maximum size of a batch. Not used with `streams`.
         device: The device of the models.
-        bf16: Whether to compute under bfloat16 autocast.
-        streams: The number of contiguous streams in which the blocks are read, each with a recurrent state (see
+        bf16: True to compute under bfloat16 autocast.
+        streams: The number of contiguous streams into which the blocks are split, each with a recurrent state (see
             `seqtk.data.plan`). The blocks must have no context. None: the blocks are independent.
         advance: Called after each batch with its number of scored tokens.
 
     Raises:
-        UserError: If a block is longer than a model's limit, or a log-probability is NaN.
+        UserError: If a block is longer than a model allows, or a log-probability is NaN.
     """
     _check(models, blocks)
     if streams is not None:
@@ -104,7 +104,7 @@ def score_stream(
 
 
 def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Tensor, State]:
-    """Returns log_p_N of the targets that are not PAD, row by row, and the recurrent state after the batch."""
+    """Returns (log_p_N of the targets that are not PAD, row by row, recurrent state after the batch)."""
     kept_BT = batch.target_BT != PAD
     features_BTD, state = model(batch, state)
     return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), state
@@ -132,7 +132,7 @@ def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
 
 
 def score_lines(items: Items, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
-    """Yields a line of JSON for each item of the stream: its tokens and their log p in nats, null if not scored."""
+    """Yields a line of JSON for each item of the stream: its tokens and their log-probabilities (null: not scored)."""
     names = np.array(vocabulary.tokens, dtype=object)
     ends_N = np.cumsum(items.sizes, dtype=np.int64)
     for index, (end, size) in enumerate(zip(ends_N.tolist(), items.sizes.tolist(), strict=True)):

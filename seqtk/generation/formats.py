@@ -1,4 +1,4 @@
-"""Output formats of decoding: plain text, fairseq's lines, or JSON lines (see `docs/decoding.md`)."""
+"""Output formats of decoding: plain text, the lines of fairseq, or JSON lines (see `docs/decoding.md`)."""
 
 import json
 import math
@@ -30,8 +30,8 @@ class Writer:
 
     Args:
         languages: Vocabularies and tokenizers.
-        detokenize: Whether to join tokens into text. Otherwise they are separated by spaces.
-        free_text: For language models: writes all hypotheses and keeps their line feeds, except in fairseq's format.
+        detokenize: True to detokenize the outputs; False to print tokens separated by spaces.
+        free_text: True for language models: writes all hypotheses and keeps line feeds, except in fairseq's format.
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -65,7 +65,7 @@ class Writer:
     def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
         """Returns the texts of the references or, if there are none or `detokenize` is off, the decoded target.
 
-        `unknown` stands for each unknown token of the decoded target. Without a target to decode, the tuple is empty.
+        `unknown` is the text for unknown tokens of the decoded target. Without a target to decode, the tuple is empty.
         """
         sentence = translation.sentence
         if sentence.references and self.detokenize:

@@ -15,12 +15,12 @@ from seqtk.models.base import Model
 
 
 def longest_source(models: Sequence[Model]) -> int | None:
-    """Returns the maximum length of a source, EOS included, that all models can read. None: no limit."""
+    """Returns the maximum length of a source that all models can read, including EOS. None: no limit."""
     return min((limit for model in models if (limit := model.length_limit("source")) is not None), default=None)
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
-    """Returns the maximum length of a target, EOS included, that all models can produce. None: no limit."""
+    """Returns the maximum length of a target that all models can produce, including EOS. None: no limit."""
     return min((limit for model in models if (limit := model.length_limit("target")) is not None), default=None)
 
 
@@ -44,7 +44,7 @@ def target_length_bounds(
 ) -> tuple[Tensor, Tensor]:
     """Returns (min_B, max_B), the minimum and maximum number of tokens of each target before EOS.
 
-    For language models, these include the prompt, while `min_length` and `max_length_b` count only tokens after it.
+    For language models, these numbers include the prompt, while `min_length` and `max_length_b` do not.
     """
     a, b = config.max_length_a, config.max_length_b
     if isinstance(batch, TranslationBatch):

@@ -72,8 +72,8 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     """Samples token_R: the first token of each row whose cumulative probability exceeds `uniform_R`.
 
     The candidates are the tokens that remain after three filters, which use the same probabilities: the `top_k` most
-    probable tokens (0: all); the smallest set whose probabilities add up to `top_p` (nucleus sampling, Holtzman et al.
-    2020, arXiv:1904.09751); tokens with at least `min_p` times the highest probability (arXiv:2407.01082). Equal
+    probable tokens (0: all); the smallest set whose total probability is at least `top_p` (nucleus sampling, Holtzman
+    et al. 2020, arXiv:1904.09751); tokens with at least `min_p` times the highest probability (arXiv:2407.01082). Equal
     probabilities are ordered by token id. If all tokens are banned, the result is EOS.
 
     Args:
@@ -100,7 +100,7 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     p_RK = p_RK * kept_RK
     sum_RK = p_RK.cumsum(dim=1)
     index_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
-    # After rounding, the number can equal the whole sum. Then the last candidate is chosen.
+    # After rounding, the random number can equal the total probability. Then the last candidate is chosen.
     last_R1 = (sum_RK < sum_RK[:, -1:]).sum(dim=1, keepdim=True)
     index_R1 = torch.minimum(index_R1, last_R1)
     return (index_R1 if id_RK is None else id_RK.gather(1, index_R1)).squeeze(1)

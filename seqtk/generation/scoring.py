@@ -1,4 +1,4 @@
-"""Hypotheses with scores, and scoring of given targets.
+"""Defines hypotheses, and scores given targets.
 
 B batch, T target length.
 """
@@ -16,7 +16,7 @@ from seqtk.models.base import Model
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An output: token ids that end in EOS, with natural-log scores."""
+    """An output: token ids that end in EOS, with their log-probabilities in nats."""
 
     tokens: tuple[int, ...]
     score: float
@@ -25,7 +25,7 @@ class Hypothesis:
 
 
 EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
-"""The only hypothesis of a search in which every token is banned."""
+"""The hypothesis that a search returns if every token is banned."""
 
 
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
@@ -37,7 +37,7 @@ def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
-    """Returns the targets of `batch` as hypotheses. Their score is the mean of the natural-log token scores.
+    """Returns the targets of `batch` as hypotheses. The score of a target is its mean log-probability per token.
 
     Several models are an ensemble, which averages their probabilities.
     """

@@ -21,11 +21,11 @@ from seqtk.models.base import Model
 
 
 class BannedTokens(Protocol):
-    """Provides the tokens that a search never produces, as `Vocabulary` does."""
+    """Protocol of objects that define which tokens a search never produces, such as `Vocabulary`."""
 
     @property
     def never_generated(self) -> list[int]:
-        """The ids that are never produced. They must include PAD."""
+        """The ids of tokens that are never produced. They must include PAD."""
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def search(
         models: One model, or an ensemble, which averages probabilities; in evaluation mode.
         batch: The sources. For language models, a batch of empty rows, one for each prompt.
         config: The settings.
-        vocabulary: Provides the tokens that are never produced.
+        vocabulary: Defines the tokens that are never produced.
         prefix_BP: Tokens that each output must begin with, padded with PAD. For language models, the prompts.
 
     Raises:

@@ -318,6 +318,6 @@ def test_target_padding_is_not_scored(model, rows):
 
 
 def test_impossible_min_length_is_refused():
-    with pytest.raises(UserError, match="min_length=300 is more than max_length_b=200 allows"):
+    with pytest.raises(UserError, match="min_length=300 is more than the maximum, max_length_b=200"):
         SearchConfig(min_length=300).check()
     SearchConfig(min_length=300, max_length_a=2.0).check()  # possible for long sentences
