@@ -1,4 +1,4 @@
-"""Import and export of models of other toolkits. Importing a file registers the importers and exporters in it."""
+"""Imports models from other toolkits, and exports models to them. Importing a file registers its classes."""
 
 from seqtk.interop import fairseq as fairseq
 from seqtk.interop import npz as npz

@@ -1,6 +1,7 @@
 """The base classes and registries of importers (from other toolkits) and exporters (to other toolkits).
 
-An importer or exporter consists of a config dataclass and a class, registered under the name that `format=` takes.
+An importer or exporter consists of a config dataclass and a class. Both are registered under a name, a value of
+`format=`.
 """
 
 import abc
@@ -34,7 +35,7 @@ class ImportModelConfig:
     checkpoint: str = setting("", help="The file or folder that the other toolkit wrote.")
     format: ImporterConfig = setting(ImporterConfig(), help="The name of the format.")
     output: str = setting("", help="The model file to write.")
-    user_dir: str | None = setting(None, help="A package or module with importers of your own, imported first.")
+    user_dir: str | None = setting(None, help="A package or module with plug-ins (importers), which is imported first.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ExportConfig:
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
     format: ExporterConfig = setting(ExporterConfig(), help="The name of the format.")
     output: str = setting("", help="The file or folder to write.")
-    user_dir: str | None = setting(None, help="A package or module with exporters of your own, imported first.")
+    user_dir: str | None = setting(None, help="A package or module with plug-ins (exporters), which is imported first.")
 
 
 class Importer(abc.ABC):
@@ -80,7 +81,7 @@ class Exporter(abc.ABC):
     def write(self, loaded: LoadedModel, output: Path) -> None:
         """Writes `loaded` to `output`, a file or a folder, atomically (`seqtk.utils.files`).
 
-        Raises UserError for a model that the other toolkit cannot run.
+        Raises UserError if the other toolkit cannot run the model.
         """
 
 
@@ -89,7 +90,7 @@ exporters: Registry[Exporter] = Registry("exporter", ExporterConfig)
 
 
 def chosen(registry: Registry[T], config: Any) -> T:
-    """Returns the importer or exporter that `format=` chooses. Raises UserError if it is not set."""
+    """Returns the importer or exporter that `format=` selects. Raises UserError if `format=` is not set."""
     if not registry.knows(type(config)):
-        raise UserError("format= is not set.", f"Known: {', '.join(registry)}.")
+        raise UserError("format= is not set.", f"Set it to one of {', '.join(registry)}.")
     return registry.build(config)

@@ -2,8 +2,8 @@
 
 This file contains the importer and the conversion of translation models. It reads checkpoints of fairseq 0.6 to 0.12,
 which have their settings in `cfg` or in `args`, separate or stacked projections, named or numbered norms, and tied
-tables stored once or twice. Every key in a file is either used or known to be irrelevant. If seqtk does not support an
-option, an error names it.
+embeddings stored once or twice. Every key in a file is either used or known to be irrelevant. If seqtk does not support
+an option, an error names it.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ REFUSED = {
     "adaptive_input": "adaptive input embeddings",
     "adaptive_softmax_cutoff": "an adaptive softmax",
     "char_inputs": "a character encoder",
-    "cross_self_attention": "attention of the decoder to itself and the source at once",
+    "cross_self_attention": "joint attention of the decoder to the target and the source",
     "encoder_layers_to_keep": "a pruned encoder",
-    "merge_src_tgt_embed": "a dictionary merged while training",
+    "merge_src_tgt_embed": "dictionaries that are merged in training",
     "no_cross_attention": "a decoder that does not see the source",
     "no_decoder_final_norm": "a decoder without its final norm",
 }
@@ -51,14 +51,14 @@ class Imported:
 
     config: TransformerConfig
     state: dict[str, Tensor]
-    """Parameter name in seqtk → float32 tensor. Tied tables appear under each of their names."""
+    """Parameter name in seqtk → float32 tensor. A tied tensor appears under each of its names."""
     source_vocabulary: int
     target_vocabulary: int
     source_lang: str | None
     target_lang: str | None
     label_smoothing: float
     updates: int
-    """The number of updates in training."""
+    """The number of updates that the model was trained for."""
 
     def model(self) -> Transformer:
         """Returns the network, in evaluation mode."""
@@ -70,9 +70,10 @@ class Imported:
 
 
 def import_fairseq(path: str | Path) -> Imported | ImportedLanguageModel:
-    """Reads a model from a checkpoint of fairseq, without executing any of its code.
+    """Reads a model from a checkpoint of fairseq, without executing any code in the file.
 
-    Raises UserError for other files, and for models that seqtk cannot reproduce, naming the option or the key.
+    Raises UserError if the file is not a checkpoint of fairseq, or if seqtk cannot reproduce the model. The error names
+    the option or key.
     """
     file = read_fairseq(path)
     return import_language_model(file) if file.is_language_model else import_translation(file)
@@ -85,14 +86,14 @@ class FairseqConfig(ImporterConfig):
     data: str = setting(
         "",
         help="The directory with the dict.*.txt files that the model was trained with: its data-bin, or the unpacked "
-        "archive. A sentencepiece.model there is included.",
+        "archive. If it contains a sentencepiece.model, the imported model includes it.",
     )
     source_lang: str | None = setting(None, help="The source language. null: as in the checkpoint.")
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
     remove_bpe: str | None = setting(
         None,
-        help="Subword marker of the training text, such as '@@ ' or sentencepiece, to remove when tokens are joined "
-        "into text. none: the tokens are words. null: as recorded in data.",
+        help="Subword marker of the training text, such as '@@ ' or sentencepiece. Detokenization removes it. none: "
+        "the tokens are words. null: as recorded in data.",
     )
 
 
@@ -114,7 +115,7 @@ class FairseqImporter(Importer):
                 task = self._language_task(imported)
             else:
                 task = self._translation_task(imported)
-        except UserError as error:  # name the setting of this command, not task.source
+        except UserError as error:  # the error must name the setting of this command, not task.source
             raise UserError(*str(error).replace("task.source.", "").splitlines()) from None
         criterion = {"kind": "label_smoothed_cross_entropy", "label_smoothing": imported.label_smoothing}
         return ModelFile(
@@ -162,7 +163,7 @@ class FairseqImporter(Importer):
 
 
 def import_translation(file: FairseqFile) -> Imported:
-    """Returns the encoder–decoder in `file`. Raises UserError, with the option or key, if seqtk cannot reproduce it."""
+    """Returns the encoder–decoder in `file`. If seqtk cannot reproduce it, raises UserError with the option or key."""
     options, where = file.options, file.where
     lightconv = is_lightconv(options)
     state = current_names(file.tensors, lightconv=lightconv)
@@ -183,11 +184,11 @@ def import_translation(file: FairseqFile) -> Imported:
 
 
 def _check_kind(options: Options) -> None:
-    """Raises UserError for a model of another task, or with a part that is not supported."""
+    """Raises UserError if the model is for a different task, or has a part that is not supported."""
     if options.get("task", "translation") != "translation":
         raise UserError(
             f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
-            "Only models of its tasks 'translation' and 'language_modeling' can be imported.",
+            "Only models of the tasks 'translation' and 'language_modeling' can be imported.",
         )
     options.refuse(REFUSED, model="Transformer")
 

@@ -1,4 +1,4 @@
-"""Imports adaptive input and softmax of fairseq's language models: their options and tensors."""
+"""Imports the options and tensors of adaptive input and softmax of fairseq's language models."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ TAIL_PROJECTION = re.compile(r"decoder\.adaptive_softmax\.tail\.\d+\.0\.weight")
 
 
 def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
-    """Returns the vocabulary size of a language model: the number of rows of its embedding table or tables."""
+    """Returns the vocabulary size of a language model: the number of rows in all its embedding tables."""
     tables = [len(tensor) for name, tensor in state.items() if TABLE.fullmatch(name)]
     return sum(tables) or rows(state, "decoder", where=where)
 
@@ -68,7 +68,7 @@ def seqtk_layout(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None
 
 
 def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
-    """Parses an option that is a list of cutoffs or its text. Drops a last entry that equals the vocabulary size."""
+    """Parses the cutoffs in an option, a list or a string. Omits a last cutoff that equals the vocabulary size."""
     value = options.get(name, "")
     parts = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
     try:

@@ -25,11 +25,11 @@ class FairseqFile:
     tensors: dict[str, Tensor]
     """Name in the file → tensor."""
     updates: int
-    """The number of updates in training."""
+    """The number of updates that the model was trained for."""
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the model has a decoder only."""
+        """True if the model has only a decoder."""
         return not any(name.startswith("encoder.") for name in self.tensors)
 
     @property
@@ -40,13 +40,13 @@ class FairseqFile:
 
 
 def read_fairseq(path: str | Path) -> FairseqFile:
-    """Returns the checkpoint at `path`, read without executing any of its code. Raises UserError for any other file."""
+    """Reads the checkpoint at `path` without executing code in it. Raises UserError if it is not one of fairseq's."""
     content = read_checkpoint(path)
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
         names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
         raise UserError(
             f"{path} is not a checkpoint of fairseq: it has no 'model', or neither 'cfg' nor 'args'.",
-            f"It holds: {', '.join(names) or 'nothing'}{f' and {others:,} more' if others > 0 else ''}.",
+            f"It contains: {', '.join(names) or 'nothing'}{f' and {others:,} more keys' if others > 0 else ''}.",
         )
     history = plain(content.get("optimizer_history")) or [{}]
     return FairseqFile(
@@ -61,7 +61,7 @@ def missing_tensor(name: str, *, where: str) -> UserError:
     """Returns the error for a tensor that the options require but the file does not contain."""
     return UserError(
         f"{where} has no tensor '{name}', which its options require.",
-        "Its tensors do not match its options, or the file is incomplete, so it cannot be imported.",
+        "The tensors and options in the file do not match, or it is incomplete, so it cannot be imported.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Converts fairseq's names of a Transformer's parameters, of any version, to seqtk's names."""
+"""Converts the names of a Transformer's parameters from fairseq (any version) to seqtk."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ NAMES = {
     "head.": "decoder.output_projection.",
     ".norm.": ".layer_norm.",
 }
-"""seqtk's names → fairseq's current names, outside the blocks. `embedding` is the embedding of a language model."""
+"""seqtk's name → fairseq's current name, outside the blocks. `embedding` is the embedding of a language model."""
 
 BLOCK_NAMES = {
     "self_attention.": "self_attn.",
@@ -40,7 +40,7 @@ BLOCK_NAMES = {
     "value.": "v_proj.",
     ".out.": ".out_proj.",
 }
-"""seqtk's names → fairseq's current names, inside a block."""
+"""seqtk's name → fairseq's current name, inside a block."""
 
 LIGHTCONV_NAMES = {
     "self_attention.kernel.weight": "conv.weight_linear.weight",
@@ -52,14 +52,14 @@ LIGHTCONV_NORMS = {
     "encoder": {"self_residual.norm.": "layer_norm1.", "ffn_residual.norm.": "layer_norm2."},
     "decoder": {"self_residual.norm.": "conv_layer_norm."},
 }
-"""seqtk's names → fairseq's current names, in blocks of a lightconv model, where they differ."""
+"""seqtk's name → fairseq's current name, for names that are different in blocks of a lightconv model."""
 
 NUMBERED_NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
 NUMBERED_LIGHTCONV_NORMS = {"encoder": ("layer_norm1", "layer_norm2"), "decoder": ()}
-"""The current names of `layer_norms.N` in releases before 0.7."""
+"""Stack → fairseq's current names of `layer_norms.0`, `layer_norms.1`, … of releases before 0.7."""
 
 ADAPTIVE_NAMES = (
     (r"embedding\.tokens\.bands\.(\d+)\.weight", "decoder.embed_tokens.embeddings.{}.0.weight", 0),
@@ -75,7 +75,7 @@ EMPTY = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
     r"|embed_tokens\._float_tensor|adaptive_softmax\.version|adaptive_softmax\.head\._float_tensor)"
 )
-"""Keys to ignore: they hold a format version, a device, or uninitialized memory, not weights."""
+"""Keys to ignore. Their values are not weights, but a format version, a device, or uninitialized memory."""
 
 
 def fairseq_name(name: str, *, lightconv: bool = False) -> str:
@@ -94,7 +94,7 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
 
 
 def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
-    """Returns the tensors under fairseq's current names; stacked projections are split."""
+    """Returns fairseq's current name → tensor. Splits stacked projections."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
     return dict(
         pair for name, tensor in state.items() for pair in _with_current_name(name, tensor, numbered_norms=norms)
@@ -120,7 +120,7 @@ def _with_current_name(
 def seqtk_state(
     state: Mapping[str, Tensor], model: nn.Module, *, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
-    """Returns fairseq's tensors, `state`, in float32 under seqtk's names, with the shapes that `model` requires.
+    """Converts fairseq's tensors, `state`, to float32 tensors with seqtk's names and the shapes that `model` requires.
 
     At least one of several tied tensors must be present. Raises a UserError that names the key if a tensor is missing
     or unknown, does not have the shape that the options require, or differs from a tensor to which it is tied.
@@ -149,14 +149,14 @@ def seqtk_state(
         if first in ours and not torch.equal(tensor, ours[first]):
             raise UserError(
                 f"{where}: '{theirs}' and '{fairseq_name(first, lightconv=lightconv)}' differ.",
-                "The options in the file tie them. The file is damaged, or its options belong to another model.",
+                "The options in the file tie them. The file is damaged, or its options are from a different model.",
             )
         ours[name] = tensor
     if unused:
         raise UserError(
-            f"{where} holds {len(unused)} keys that seqtk's Transformer does not have: "
+            f"{where} contains {len(unused)} keys that seqtk's Transformer does not have: "
             f"{', '.join(sorted(unused)[:3])}{', …' if len(unused) > 3 else ''}",
-            "Its tensors do not match its options, so it cannot be imported.",
+            "The tensors and options in the file do not match, so it cannot be imported.",
         )
     return ours
 

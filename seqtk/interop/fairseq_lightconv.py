@@ -13,7 +13,7 @@ TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
 
 
 def is_lightconv(options: Options) -> bool:
-    """Returns whether the options belong to a lightconv model: they include the type of convolution."""
+    """Returns True if the options are from a lightconv model: they include the type of convolution."""
     return any(options.get(f"{stack}_conv_type", None) is not None for stack in ("encoder", "decoder"))
 
 

@@ -26,11 +26,11 @@ BREAK_MODES: dict[str, BreakMode] = {
 REFUSED = {
     "add_bos_token": "samples that begin with bos",
     "character_embeddings": "a character encoder",
-    "future_target": "the token after the next as a target",
-    "past_target": "the token before as a target",
-    "self_target": "the token itself as a target",
+    "future_target": "a target that is the token after the next one",
+    "past_target": "a target that is the previous token",
+    "self_target": "a target that is the input token",
 }
-"""Options of fairseq that seqtk's language model does not support, in addition to the ones that no decoder supports."""
+"""Options of fairseq that seqtk's language model does not support → their description. See also `REFUSED`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImportedLanguageModel:
 
     config: TransformerLMConfig
     state: dict[str, Tensor]
-    """Parameter name in seqtk → float32 tensor. A tied table appears under each of its names."""
+    """Parameter name in seqtk → float32 tensor. A tied tensor appears under each of its names."""
     vocabulary: int
     tokens_per_sample: int
     break_mode: BreakMode
@@ -54,7 +54,7 @@ class ImportedLanguageModel:
 
 
 def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
-    """Returns the language model in `file`. Raises UserError, with the option or key, if seqtk cannot reproduce it."""
+    """Returns the language model in `file`. If seqtk cannot reproduce it, raises UserError with the option or key."""
     options, where = file.options, file.where
     _check(options)
     state = current_names(file.tensors)
@@ -75,12 +75,12 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
 
 
 def _check(options: Options) -> None:
-    """Raises UserError for another kind of model, or one with a part that is not supported."""
+    """Raises UserError if the model is not a language model, or has a part that is not supported."""
     task = options.get("task", "language_modeling")
     if task != "language_modeling":
         raise UserError(
-            f"{options.where} holds a language model that was trained for fairseq's task '{task}'.",
-            "Only models of its tasks 'language_modeling' and 'translation' can be imported.",
+            f"{options.where} contains a language model that was trained for fairseq's task '{task}'.",
+            "Only models of the tasks 'language_modeling' and 'translation' can be imported.",
         )
     options.refuse(REFUSED, model="language model")
 

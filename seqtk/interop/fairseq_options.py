@@ -1,4 +1,4 @@
-"""Reads the options in a checkpoint of fairseq of any version. Values are checked, because the file is not trusted."""
+"""Reads the options in a checkpoint of any version of fairseq. Checks values, because the file is not trusted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ REFUSED = {
     "scale_heads": "NormFormer's scales",
     "scale_resids": "NormFormer's scales",
 }
-"""Options of fairseq that no decoder of seqtk supports → their description. Unset or false values are accepted."""
+"""Option of fairseq that no decoder of seqtk supports → description. Unset or false options are accepted."""
 
 
 class Options:
-    """The options a model was trained with, by fairseq's names for them on the command line."""
+    """The options that a model was trained with, under the names of fairseq's command-line options."""
 
     def __init__(self, values: Mapping[str, Any], *, where: str) -> None:
         self.values, self.where = values, where
@@ -56,12 +56,12 @@ class Options:
                 )
 
     def both(self, ending: str) -> bool:
-        """Returns an option that fairseq has for each side, seqtk once for both. Raises UserError if they differ."""
+        """Returns an option that fairseq has for encoder and decoder. Raises UserError if the two values differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(
                 f"{self.where}: encoder_{ending}={encoder} and decoder_{ending}={decoder} differ.",
-                "seqtk's Transformer has one setting for both, so this model cannot be imported.",
+                "seqtk's Transformer has one setting for encoder and decoder, so this model cannot be imported.",
             )
         return encoder
 

@@ -1,4 +1,4 @@
-"""Exports a model as one NumPy archive: arrays by parameter name, configuration and vocabularies as JSON."""
+"""Exports a model as one NumPy archive: parameters as arrays, configuration and vocabularies as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class NpzConfig(ExporterConfig):
 
 @exporters.register("npz", NpzConfig)
 class NpzExporter(Exporter):
-    """Writes a NumPy archive that holds each parameter as an array under its name. Nothing is pickled.
+    """Writes a NumPy archive with one array per parameter, under the parameter's name. Nothing is pickled.
 
     `json.loads(str(archive["config"]))` is the configuration. `assets` (vocabularies, tokenizers) and `info` are JSON
     too. Tied weights appear once.

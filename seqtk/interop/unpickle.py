@@ -1,8 +1,8 @@
 """Reads a torch checkpoint from an untrusted source, without running any code in it.
 
-torch's weights-only reader reads the file: it builds tensors and plain containers, and calls nothing else.
-Checkpoints also hold settings in classes of libraries that may not be installed. For classes of a few known libraries
-a stub is used, which stores its arguments and does nothing. A file that refers to anything else is refused.
+torch's weights-only reader reads the file. It builds tensors and plain containers, and calls nothing else.
+Checkpoints also contain settings, as objects of libraries that may not be installed. Objects of a few known libraries
+are replaced by stubs, which only store their arguments. A file that refers to anything else is refused.
 """
 
 import _compat_pickle
@@ -19,17 +19,17 @@ import torch
 from seqtk.utils.errors import UserError
 
 STUBBED_MODULES = ("argparse", "fairseq", "hydra", "numpy", "omegaconf", "pathlib", "typing")
-"""Packages whose classes appear in fairseq checkpoints; each becomes a stub, so none of them is imported or called."""
+"""Packages whose classes appear in fairseq checkpoints. Stubs replace the classes; nothing is imported or called."""
 
 STUBBED_TYPES = ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
-"""Built-in types, to which omegaconf refers as the types of its values."""
+"""Built-in types to which omegaconf refers: the types of its values."""
 
 ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.bytearray")
 """Packages and types of tensors and containers. torch's reader decides which of their classes are safe."""
 
 
 class Stub:
-    """Replaces an object of a class of another library: stores its arguments and its state, and does nothing."""
+    """Replaces an object of another library. It only stores the object's arguments and state."""
 
     name = ""
     arguments: tuple[Any, ...]
@@ -50,9 +50,9 @@ class Stub:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Returns the dictionary in a torch checkpoint, its tensors on the CPU, its settings as plain trees (see `plain`).
+    """Returns the dictionary in a torch checkpoint, with tensors on the CPU and settings as plain trees (see `plain`).
 
-    Raises UserError, which names the path and any class or function that is refused, for all other files.
+    Raises UserError if the file is not a checkpoint, or refers to a class or function that is refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,12 +67,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a malformed file can raise any exception
         raise _refusal(path, names) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a checkpoint.")
     return content
 
 
 def plain(value: Any) -> Any:
-    """Returns `value` with every stub replaced by what it holds: its attributes as a dict, or the value it wraps."""
+    """Returns `value` with every stub replaced by its attributes, as a dict, or by the value that it wraps."""
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -81,7 +81,7 @@ def plain(value: Any) -> Any:
         return value
     state = value.state
     if isinstance(state, dict):
-        # omegaconf's containers keep their nodes in _content, its nodes their value in _val
+        # omegaconf stores the nodes of a container in _content, and the value of a node in _val
         return plain(state.get("_content", state.get("_val", state)))
     return plain(value.arguments[0]) if len(value.arguments) == 1 else value  # one argument: an enum's value
 

@@ -182,7 +182,7 @@ def without(name: str) -> Callable[[State], Any]:
 BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     "a missing key": (
         without("encoder.layers.0.fc1.weight"),
-        "has no tensor 'encoder.layers.0.fc1.weight', which its options require.\nIts tensors do not match",
+        "has no tensor 'encoder.layers.0.fc1.weight', which its options require.\nThe tensors and options",
     ),
     "no embedding table": (without("decoder.embed_tokens.weight"), "has no tensor 'decoder.embed_tokens.weight'"),
     "an unknown key": (lambda state: state.update({"decoder.extra.weight": torch.ones(1)}), "decoder.extra.weight"),
@@ -250,9 +250,9 @@ def test_other_torch_files_are_refused(tmp_path: Path) -> None:
 def test_error_lists_a_few_keys_of_an_unknown_file(tmp_path: Path) -> None:
     torch.save({f"encoder.layers.{number}.weight": torch.ones(1) for number in range(20)}, tmp_path / "a.pt")
     last_line = refusal(tmp_path / "a.pt").splitlines()[-1]
-    assert last_line == "It holds: encoder.layers.0.weight, encoder.layers.1.weight and 18 more."
+    assert last_line == "It contains: encoder.layers.0.weight, encoder.layers.1.weight and 18 more keys."
     torch.save({"weights": torch.ones(1)}, tmp_path / "a.pt")
-    assert refusal(tmp_path / "a.pt").splitlines()[-1] == "It holds: weights."
+    assert refusal(tmp_path / "a.pt").splitlines()[-1] == "It contains: weights."
 
 
 def dictionaries(folder: Path, *, tokens: int) -> Path:

@@ -138,7 +138,7 @@ def test_missing_files_and_other_archives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         read_checkpoint(tmp_path / "other.zip")
     torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(UserError, match="holds a Tensor"):
+    with pytest.raises(UserError, match="contains a Tensor"):
         read_checkpoint(tmp_path / "tensor.pt")
 
 
