@@ -16,11 +16,11 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import nearest
 
 OUTPUTS = "outputs"
-"""In `Metric.needs`: the model's outputs as text, with their references."""
+"""An entry of `Metric.needs`: the model's outputs as text, with their references."""
 TEXT_SIZE = "text_size"
-"""In `Metric.needs`: the size of the split's original text, before tokenization."""
+"""An entry of `Metric.needs`: the size of the split's original text, before tokenization."""
 PREDICTIONS = "predictions"
-"""In `Metric.needs`: the log-probability of every class and the true class of each example."""
+"""An entry of `Metric.needs`: the log-probability of every class and the true class of each example."""
 
 M = TypeVar("M", bound="type[Metric]")
 
@@ -30,10 +30,10 @@ class Evaluation:
     """The inputs of metrics: the results of a model on a split."""
 
     stats: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of each statistic of the criterion → (sum over the split, sum of the weights)."""
+    """Name of a statistic of the criterion → (sum over the split, sum of the weights)."""
     outputs: Sequence[Output] = ()
     text: TextCount | None = None
-    """The size of the original text; None if it is unknown, or if not all of it was scored."""
+    """The size of the original text. None: it is unknown, or part of the text was not scored."""
     resamples: int = 0
     """The number of bootstrap samples for confidence intervals. 0: no intervals."""
 
@@ -53,7 +53,7 @@ class Evaluation:
 
     @cached_property
     def predictions(self) -> Predictions | None:
-        """The predictions of a classifier as arrays; None for any other model."""
+        """The predictions of a classifier as arrays. None: the model is not a classifier."""
         return (
             Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._has_classes else None
         )
@@ -72,7 +72,7 @@ class Score:
     signature: str = ""
     """The settings of its computation, such as sacreBLEU's `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
     line: str = ""
-    """The value as the tool that computed it prints it, such as `BLEU = 28.1 …`."""
+    """The line that the tool which computed the value prints, such as `BLEU = 28.1 …`."""
     interval: tuple[float, float] | None = None
     """The 95 % bootstrap confidence interval."""
 
@@ -90,7 +90,7 @@ class Metric(abc.ABC):
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool]
     needs: ClassVar[tuple[str, ...]]
-    """The inputs it needs: names of a criterion's statistics (`"nll"`), `OUTPUTS`, `TEXT_SIZE` or `PREDICTIONS`."""
+    """Inputs of the metric: names of a criterion's statistics (`"nll"`), `OUTPUTS`, `TEXT_SIZE` or `PREDICTIONS`."""
 
     @abc.abstractmethod
     def compute(self, evaluation: Evaluation) -> Score:
@@ -101,12 +101,12 @@ class Metric(abc.ABC):
         return None
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Returns whether `value` is better than `than`, the best earlier value; True if `than` is None."""
+        """Returns True if `value` is better than the best earlier value, `than`, or if `than` is None."""
         return than is None or (value > than if self.higher_is_better else value < than)
 
 
 class MetricRegistry:
-    """Metrics by name; `metrics` is the only instance."""
+    """Maps names to metrics. `metrics` is the only instance."""
 
     def __init__(self) -> None:
         self._classes: dict[str, type[Metric]] = {}
@@ -117,7 +117,7 @@ class MetricRegistry:
         Args:
             name: The name of the metric in logs, in reports and in `validation.metric`.
             unit: The unit of the value, such as `"%"` or `"bits per byte"`, for reports.
-            higher_is_better: Whether higher values are better.
+            higher_is_better: True if higher values are better.
         """
         if name in self._classes:
             raise ValueError(f"a metric '{name}' is already registered")
@@ -142,7 +142,7 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Returns the metrics in `names` (default: all) whose `needs` are all in `provided`."""
+        """Returns those of `names` (default: all metrics) whose `needs` are all in `provided`."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:

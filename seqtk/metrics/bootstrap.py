@@ -21,7 +21,7 @@ class ExampleMetric(Metric):
 
     @abc.abstractmethod
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """Returns value_K, the metric of each bootstrap sample. A row of `rows_KN` has the examples of one sample."""
+        """Returns value_K, the metric of each bootstrap sample. A row of `rows_KN` has the indices of its examples."""
 
     def interval(self, evaluation: Evaluation) -> tuple[float, float] | None:
         """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).

@@ -40,7 +40,7 @@ class _PredictionMetric(ExampleMetric):
 
 @metrics.register("macro_f1", unit="%", higher_is_better=True)
 class MacroF1(_PredictionMetric):
-    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN). Skips classes without examples and without predictions."""
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN). Skips a class without any example or prediction."""
 
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
         classes = predictions.classes
@@ -69,7 +69,7 @@ class ExpectedCalibrationError(_PredictionMetric):
 
 
 def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> npt.NDArray[np.float64]:
-    """Returns the (optionally weighted) count of each code, an integer below `codes`, in each row: [K, codes]."""
+    """Returns the (optionally weighted) count of each integer below `codes` in each row, [K, codes]."""
     offset_K1 = np.arange(len(code_KN))[:, None] * codes
     weights = None if weights_KN is None else weights_KN.ravel()
     counts = np.bincount((code_KN + offset_K1).ravel(), weights=weights, minlength=len(code_KN) * codes)

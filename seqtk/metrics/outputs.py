@@ -15,15 +15,15 @@ class Output:
     source: str
     output: str
     references: tuple[str, ...]
-    """The texts to compare the output with; at least one."""
+    """The texts to compare the output with, at least one."""
 
 
 @dataclass(frozen=True)
 class ClassOutput(Output):
-    """The class that a model predicts for one example, as text and as a number."""
+    """The class that a model predicts for one example, as text and as an index."""
 
     target: int
-    """The number of the true class, from 0."""
+    """The index of the true class, from 0."""
     log_probs: tuple[float, ...]
     """The log-probability of each class."""
 
