@@ -1,4 +1,4 @@
-"""Complete models, built from modules and attention layers. Importing a file registers its models."""
+"""Complete models, built from modules and attention layers. Importing a file registers the models in it."""
 
 from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model

@@ -25,12 +25,12 @@ models: Registry["Model"] = Registry("model", ModelConfig)
 
 
 class Model(nn.Module):
-    """A network that computes features of a batch, and a head that computes losses or log-probabilities from features.
+    """Base class of models: a network computes features of a batch, and a head computes losses or log-probabilities.
 
-    The task builds it with `build_model(config, BatchType, **sizes)`. The sizes depend on the type of the batch:
+    The task builds its model with `build_model(config, BatchType, **sizes)`. The sizes depend on the type of the batch:
     `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, and
     `vocabulary` and `head` (a function from the width to the head) for a ClassBatch. A config with `input=values` also
-    needs `values`, the number that each token stands for.
+    requires `values`, the number that each token represents.
     """
 
     reads: ClassVar[type[Batch]] = Batch
@@ -44,8 +44,8 @@ class Model(nn.Module):
 
         Args:
             batch: The batch of the model's task.
-            state: The recurrent state that the previous segments of these rows returned: a pytree whose leaves are
-                None or tensors with the batch first. None: the rows are first segments.
+            state: The recurrent state that `forward` returned for the previous segments of these rows: a pytree whose
+                leaves are None or tensors with the batch first. None: these are the first segments.
 
         Returns:
             (features_BTD, recurrent state for the next segments). The state is None for models without one.
@@ -63,11 +63,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """Reads one more token of each row. Returns (features_B1D, state after the token)."""
+        """Reads the next token of each row. Returns (features_B1D, state after the token)."""
         raise NotImplementedError
 
     def attention_layers(self) -> Iterator[tuple[str, Attention]]:
-        """Returns all attention layers by their dotted names."""
+        """Yields (dotted name, layer) for all attention layers."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
     def length_limited_layers(self) -> Iterator[Attention]:
@@ -75,22 +75,22 @@ class Model(nn.Module):
         return (layer for _, layer in self.attention_layers())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns modules that `fsdp2` may shard separately.
+        """Returns the modules that `fsdp2` may shard separately.
 
-        Each is called exactly once in a forward pass and shares no weights with other modules.
+        Each of them is called exactly once in a forward pass, and shares no weights with other modules.
         """
         stacks = (module for name, module in self.named_modules() if name.split(".")[-1] == "blocks")
         return [block for stack in stacks for block in stack.children()]
 
     def most_restrictive_layer(self, side: Side) -> Attention | None:
-        """Returns the attention layer with the smallest `max_length` on a side, or None if no layer has a limit."""
+        """Returns the attention layer with the smallest `max_length` on this side, or None if no layer has a limit."""
         roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
         layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
         limited = [layer for layer in layers if layer.max_length is not None]
         return min(limited, key=lambda layer: layer.max_length or 0, default=None)
 
     def length_limit(self, side: Side) -> int | None:
-        """Returns the maximum length of a source or target, EOS included, or None if there is no limit."""
+        """Returns the maximum length of a source or target, including EOS, or None if there is no limit."""
         layer = self.most_restrictive_layer(side)
         limits = [getattr(self, f"max_{side}_length"), layer and layer.max_length]
         return min((limit for limit in limits if limit is not None), default=None)
@@ -99,13 +99,13 @@ class Model(nn.Module):
 def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
     """Builds the model of `config` for a task with batches of type `batch`.
 
-    Raises UserError if the model is for another type of batch.
+    Raises UserError if the model does not support batches of this type.
     """
     if not issubclass(batch, models.class_of(type(config)).reads):
         able = [name for name in models if issubclass(batch, models.class_of(models.config_type(name)).reads)]
         raise UserError(
-            f"model={models.name_of(type(config))}: this model is for a different task.",
-            f"Models for this task: {', '.join(able)}.",
+            f"model={models.name_of(type(config))} does not support this task.",
+            f"Use one of these: {', '.join(able)}.",
         )
     return models.build(config, **sizes)
 

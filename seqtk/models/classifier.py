@@ -1,4 +1,4 @@
-"""The Transformer classifier of texts or pairs of texts: an encoder with any attention layer, and a classifier head.
+"""A Transformer that classifies texts or pairs of texts: an encoder with any attention layer, and a classifier head.
 
 B batch, R rows that the encoder reads (B, or 2 B for pairs), S length, D width, V vocabulary.
 """
@@ -32,16 +32,16 @@ class TransformerClassifierConfig(BlocksConfig):
     pre_norm: bool = True
     max_source_length: int = setting(1024, at_least=1, help="The longest text, in tokens.")
     causal: bool = setting(
-        False, help="Each position sees only earlier positions. Required by layers that have only a causal form."
+        False, help="Each position sees only earlier positions. Set it for layers that have only a causal form."
     )
     input: Literal["tokens", "values"] = setting(
         "tokens",
-        help="tokens: a vector per token. values: for tokens that stand for numbers, such as pixels; a linear map of "
-        "the number.",
+        help="tokens: a vector per token. values: a linear map of the number that each token represents, such as a "
+        "pixel.",
     )
-    value_mean: float = setting(127.5, help="With input=values: the mean, which is subtracted from each number.")
+    value_mean: float = setting(127.5, help="With input=values: this mean is subtracted from each number.")
     value_std: float = setting(
-        127.5, above=0, help="With input=values: the standard deviation, by which the difference is divided."
+        127.5, above=0, help="With input=values: the difference is divided by this standard deviation."
     )
 
 
@@ -52,8 +52,8 @@ class TransformerClassifier(Model):
     Args:
         config: The settings of the model.
         vocabulary: V, the number of tokens.
-        head: Builds the head for features of a given width. The task chooses it (see `PooledHead`).
-        values: For `input=values`: the number of each token; NaN for tokens that are not numbers.
+        head: A function that builds the head for features of a given width. The task provides it (see `PooledHead`).
+        values: For `input=values`: the number that each token represents; NaN for tokens that are not numbers.
     """
 
     reads: ClassVar[type[Batch]] = ClassBatch
@@ -71,7 +71,7 @@ class TransformerClassifier(Model):
         dim = config.encoder.dim or config.dim
         tokens: nn.Embedding | ValueEmbedding
         if config.input == "values" and values is None:
-            raise UserError("model.input=values: the tokens of this task have no values.", "Set model.input=tokens.")
+            raise UserError("model.input=values: the tokens of this task are not numbers.", "Set model.input=tokens.")
         if values is None:
             tokens = token_embedding(vocabulary, dim)
         else:
@@ -93,7 +93,7 @@ class TransformerClassifier(Model):
         self.head = built
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns (features_RSD, None). If the head reads a class vector, its feature is at position 0."""
+        """Returns (features_RSD, None). The feature of the class vector, if the head reads one, is at position 0."""
         texts_RS = batch.texts
         x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
         front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)
@@ -105,11 +105,11 @@ class TransformerClassifier(Model):
 
 
 def _check_encoders(config: EncoderConfig) -> None:
-    """Raises UserError for a layer that has a causal form only."""
+    """Raises UserError if an attention layer has only a causal form."""
     for layer in config.self_attention:
         roles = attentions.class_of(type(layer)).roles
         if Role.CAUSAL in roles and Role.ENCODER not in roles:
             raise UserError(
-                f"model.encoder.self_attention={attentions.name_of(type(layer))}: this layer has a causal form only.",
+                f"model.encoder.self_attention={attentions.name_of(type(layer))}: this layer has only a causal form.",
                 "Set model.causal=true: each position then sees only earlier positions.",
             )

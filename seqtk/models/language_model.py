@@ -1,4 +1,4 @@
-"""The Transformer language model: a causal stack with any causal attention layers.
+"""A Transformer language model: a causal stack with any attention layers that have a causal form.
 
 B batch, T length, D width.
 """
@@ -24,24 +24,24 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TransformerLMConfig(BlocksConfig):
-    """6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions (fairseq's transformer_lm)."""
+    """fairseq's transformer_lm: 6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Maximum number of tokens in a sample, and number of learned positions. Layers with a memory ignore it.",
+        help="Maximum number of tokens in a sample, and number of learned positions. Models with a memory ignore it.",
     )
     tie_embeddings: bool = setting(
-        True, help="Share the tables of input and output (with an adaptive softmax, the table of each band)."
+        True, help="Share the embedding table of input and output (with an adaptive softmax, that of each band)."
     )
     adaptive: AdaptiveConfig | None = setting(
-        None, help="Adaptive input and softmax: narrower vectors for rarer words."
+        None, help="Adaptive input and softmax, which use narrower vectors for rarer words. null: neither."
     )
     final_norm: bool = setting(True, help="With pre_norm: add a norm after the last block.")
     bias: bool = setting(
-        True, help="Use biases in feed-forward networks and norms. For attention layers set attention.bias."
+        True, help="Use biases in feed-forward networks and norms. For attention layers, set attention.bias."
     )
     layer_drop: float = probability(0.0, help="Probability that a block is skipped in training.")
 
@@ -60,7 +60,7 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
     if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
         raise UserError(
             f"model.adaptive has input_factor={adaptive.input_factor or 'null'} and "
-            f"softmax_factor={adaptive.softmax_factor or 'null'}, so input and output cannot share their tables.",
+            f"softmax_factor={adaptive.softmax_factor or 'null'}, so input and output cannot share their embeddings.",
             "Make them equal, or set model.tie_embeddings=false.",
         )
     tied = tokens if config.tie_embeddings else None
@@ -79,7 +79,7 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
 
 
 class LanguageModel(Model):
-    """A model of token streams: `forward` reads `previous_BT` of a LanguageBatch; position t sees tokens <= t."""
+    """Base class of language models. `forward` reads `previous_BT` of a LanguageBatch; position t sees tokens <= t."""
 
     reads = LanguageBatch
 
@@ -102,7 +102,7 @@ class LanguageModel(Model):
 
 @models.register("transformer_lm", TransformerLMConfig)
 class TransformerLM(LanguageModel):
-    """Embeddings, causal blocks and head, with fairseq's parameter counts."""
+    """A Transformer language model: embeddings, causal blocks and a head. Parameter counts equal fairseq's."""
 
     def __init__(self, config: TransformerLMConfig, *, vocabulary: int) -> None:
         super().__init__()
@@ -114,11 +114,11 @@ class TransformerLM(LanguageModel):
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
         recurrent = all(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
-        if config.positions != "none" or not recurrent:  # otherwise texts may have any length
+        if config.positions != "none" or not recurrent:  # otherwise a text may have any length
             self.max_target_length = config.max_length
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns the features and the state of each layer whose scope is SEGMENT."""
+        """Returns (features_BTD, states of the layers whose scope is SEGMENT)."""
         if any(leaf is not None for leaf in tree_leaves(state)):
             self.check_supports_recurrent_state()
         position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]

@@ -1,4 +1,4 @@
-"""The Transformer encoder as a masked language model, with any attention layer that an encoder can use.
+"""A Transformer encoder as a masked language model, with any attention layer that an encoder can use.
 
 B batch, T length, N predicted positions, D width, V vocabulary.
 """
@@ -43,12 +43,12 @@ class MaskedTokenHead(LinearHead):
 class TransformerMaskedLMConfig(TransformerClassifierConfig):
     """An encoder that predicts masked tokens. A transformer_classifier can start from its weights."""
 
-    tie_embeddings: bool = setting(True, help="Share one table between input and output.")
+    tie_embeddings: bool = setting(True, help="Share one embedding table between input and output.")
 
 
 @models.register("transformer_masked_lm", TransformerMaskedLMConfig)
 class TransformerMaskedLM(TransformerClassifier):
-    """The embedding and encoder of a `TransformerClassifier`, with the same parameter names, and a token head."""
+    """A masked language model: the embedding and encoder of `TransformerClassifier`, and a head for masked tokens."""
 
     reads = MaskedBatch
     head: MaskedTokenHead

@@ -1,10 +1,10 @@
 """fairseq's named architectures, for example `model=transformer_wmt_en_de_big`.
 
-Each is a model with other defaults, which a recipe can change. Unlike in fairseq, source, target and output share one
-table by default (`share_embeddings`, `tie_embeddings`). Sizes and rates come from fairseq's model zoo, which follows
-Vaswani et al. 2017, table 3, the later settings of tensor2tensor (`_t2t`), and Wu et al. 2019 (arXiv 1901.10430,
-section 4). The presets of Wu et al. use dynamic convolutions for self-attention. For lightweight convolutions, set a
-pattern of `lightweight_conv` layers with the same kernel sizes.
+Each is a model with different defaults. A recipe can change them. Unlike in fairseq, source, target and output share
+one table by default (`share_embeddings`, `tie_embeddings`). Sizes and rates come from fairseq's model zoo, which
+follows Vaswani et al. 2017, table 3, the later settings of tensor2tensor (`_t2t`), and Wu et al. 2019 (arXiv
+1901.10430, section 4). The presets of Wu et al. use dynamic convolutions for self-attention. For lightweight
+convolutions, set a pattern of `lightweight_conv` layers with the same kernel sizes.
 """
 
 from dataclasses import field, make_dataclass
@@ -36,7 +36,7 @@ def preset(name: str, base: str, about: str, /, **defaults: Any) -> None:
 
 
 def _convolutions(**fields: Any) -> dict[str, EncoderConfig | DecoderConfig]:
-    """Returns stacks of dynamic convolutions. Kernels and cross-attention weights have the same dropout rate."""
+    """Returns an encoder and a decoder with dynamic convolutions. Kernels and cross-attention have the same dropout."""
     encoder, decoder = (
         tuple(DynamicConvConfig(kernel_size=size, **fields) for size in sizes)
         for sizes in (ENCODER_KERNELS, DECODER_KERNELS)
@@ -79,14 +79,14 @@ preset(
 preset(
     "transformer_wmt_en_de_big",
     "transformer_vaswani_wmt_en_de_big",
-    "Transformer big with dropout in the attention weights too.",
+    "Transformer big with dropout of attention weights.",
     encoder=EncoderConfig(self_attention=DROPPED),
     decoder=DecoderConfig(self_attention=DROPPED, cross_attention=DROPPED),
 )
 preset(
     "transformer_wmt_en_de_big_t2t",
     "transformer_wmt_en_de_big",
-    "Transformer big, pre-norm, with dropout of attention weights and activations too.",
+    "Transformer big, pre-norm, with dropout of attention weights and activations.",
     pre_norm=True,
     activation_dropout=0.1,
 )

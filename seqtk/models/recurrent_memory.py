@@ -1,4 +1,4 @@
-"""The Recurrent Memory Transformer as a language model: memory tokens pass information from each segment to the next.
+"""The Recurrent Memory Transformer as a language model. Memory tokens pass information from a segment to the next.
 
 B batch, T length of a sample, S tokens of a segment, M memory tokens, N = S + 2 M, D width.
 """
@@ -25,13 +25,13 @@ class RecurrentMemoryLMConfig(TransformerLMConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="The number of learned positions: at least segment_length plus twice memory_tokens.",
+        help="Number of learned positions, at least segment_length + 2 × memory_tokens.",
     )
     segment_length: int = setting(
         512, at_least=1, help="Tokens in a segment. A sample is split into segments, and gradients flow between them."
     )
     memory_tokens: int = setting(
-        10, at_least=0, help="Memory vectors that a segment reads before its tokens and writes after them."
+        10, at_least=0, help="Number of memory vectors that a segment reads before its tokens and writes after them."
     )
 
 
@@ -54,27 +54,27 @@ class RecurrentMemoryLM(TransformerLM):
         for owner, limit in limits:
             if limit is not None and length > limit:
                 raise UserError(
-                    f"model.segment_length={config.segment_length} plus 2 × model.memory_tokens={config.memory_tokens} "
-                    f"is more than {owner}.max_length={limit}.",
+                    f"model.segment_length={config.segment_length} + 2 × model.memory_tokens={config.memory_tokens} "
+                    f"exceeds {owner}.max_length={limit}.",
                     f"Set {owner}.max_length={length}, or lower model.segment_length or model.memory_tokens.",
                 )
-        # The initial scale of token vectors.
+        # The same initial scale as token vectors.
         deviation = self.embedding.scale / math.sqrt(config.dim)
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
     def length_limited_layers(self) -> Iterator[Attention]:
-        """Yields nothing: a layer sees one segment at a time, and the length of segments is checked at construction."""
+        """Yields no layers: a layer sees one segment at a time, and the constructor checks the length of segments."""
         return iter(())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns nothing: a block is called once per segment, and processes may have different numbers of segments."""
+        """Returns no modules: a block is called once per segment, and the number of segments may differ by process."""
         return []
 
     def check_supports_recurrent_state(self) -> None:
-        """Does nothing: a state is always supported, because positions restart in each segment."""
+        """Never fails: a recurrent state is always supported, because positions restart in each segment."""
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns the features and the memory of the last segment. Padding is only allowed at the end of a text."""
+        """Returns (features, memory of the last segment). Padding is allowed only at the end of a text."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
         if state is not None:
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
@@ -92,19 +92,19 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """Reads one more token (see `Model.step`). The first step of a segment first computes its memory."""
+        """Reads the next token (see `Model.step`). The first step of a segment also computes the segment's memory."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)
         return self._step_through(self.embedding.vectors(token_B[:, None]), state)
 
     def _begin(self, memory_BMD: Tensor) -> State:
-        """Returns the state of a segment that has read its memory."""
+        """Reads the memory, and returns the state before the first token of a segment."""
         empty = super().empty_state(len(memory_BMD), memory_BMD.device)
         return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
 
     def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """Computes vectors one after the other. Returns their features and the state after the last vector."""
+        """Computes the positions of x one by one. Returns (features, the state after the last position)."""
         features = [x_BTD[:, :0]]
         for x_BD in x_BTD.unbind(1):
             placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])

@@ -1,4 +1,4 @@
-"""Stacks of blocks with any attention layers: the encoder, and the decoder, which language models also use.
+"""Stacks of blocks with any attention layers: the encoder, and the decoder, which is also used by language models.
 
 B batch, S source length, T target length, D width of the stack, M width of the memory, N memory tokens.
 """
@@ -26,7 +26,7 @@ from seqtk.modules.value_embedding import ValueEmbedding
 from seqtk.utils.errors import UserError, how_many
 
 Pattern = tuple[AttentionConfig, ...]
-"""Attention layers from the first block on. A shorter pattern repeats."""
+"""The attention layers of the blocks, first block first. A pattern shorter than the stack repeats."""
 
 
 ENCODER_SLOT = "model.encoder.self_attention"
@@ -38,10 +38,10 @@ class StackConfig:
     """Settings of both encoder and decoder. A size of None means the size of the model."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
-    dim: int | None = setting(None, at_least=1, help="Width of the stack. null: the model's.")
-    ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
+    dim: int | None = setting(None, at_least=1, help="Width of the stack. null: the model's dim.")
+    ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward. null: the model's ffn_dim.")
     heads: int | None = setting(
-        None, at_least=1, help="Number of heads in attention layers that do not set heads. null: the model's."
+        None, at_least=1, help="Number of heads in attention layers that do not set heads. null: heads of the model."
     )
     self_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
@@ -51,14 +51,14 @@ class EncoderConfig(StackConfig):
     """The blocks that read the source."""
 
     memory_tokens: int = setting(
-        0, at_least=0, help="Number of learned vectors that are put before the source and removed after the last block."
+        0, at_least=0, help="Number of learned vectors before the source. They are removed after the last block."
     )
     stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
-    stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions. Must be odd.")
+    stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of the stem convolutions. Must be odd.")
     stem_width: int | None = setting(
         None,
         at_least=1,
-        help="Width of the images in pixels, for two-dimensional convolutions. null: one-dimensional convolutions.",
+        help="Width of the images in pixels, for two-dimensional stem convolutions. null: one-dimensional ones.",
     )
 
 
@@ -78,7 +78,7 @@ class BlocksConfig(ModelConfig):
     heads: int = setting(8, at_least=1, help="Number of heads in attention layers that do not set heads.")
     positions: Positions = setting(
         "sinusoidal",
-        help="Position embeddings, added to token embeddings. none: for layers that encode positions themselves.",
+        help="Position embeddings, added to token embeddings. none: for attention layers that encode positions.",
     )
     pre_norm: bool = setting(
         False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
@@ -95,8 +95,8 @@ class BlocksConfig(ModelConfig):
     recompute_blocks: int | Literal["all"] = setting(
         0,
         at_least=0,
-        help="Activation checkpointing: compute all blocks, or every n-th, again in the backward pass instead of "
-        "storing their activations. 0: none. The result is the same.",
+        help="Activation checkpointing: recompute every n-th block in the backward pass instead of storing its "
+        "activations. 0: no block; 1: all blocks. The result is the same.",
     )
 
     def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
@@ -113,7 +113,7 @@ class BlocksConfig(ModelConfig):
         )
 
     def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding | ValueEmbedding, *, max_length: int) -> Embedding:
-        """Returns the module that turns tokens and positions into the input of a stack."""
+        """Returns the module that computes the input of a stack from tokens and positions."""
         return Embedding(
             tokens,
             positions=self.positions,
@@ -136,14 +136,14 @@ class BlockOptions:
     activation_dropout: float
     pre_norm: bool
     bias: bool = True
-    """Bias of feed-forward networks and norms. Attention layers have a separate key."""
+    """True if feed-forward networks and norms have biases. Attention layers have a separate setting."""
     final_norm: bool = True
-    """Whether a pre-norm stack ends in a norm."""
+    """True if a pre-norm stack ends in a norm."""
     recompute_every: int = 0
     """The backward pass recomputes every n-th block of a stack, from the first on. 0: none."""
 
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
-        """Builds the attention layer of the config key `slot`. If its config sets no heads, it has the model's heads.
+        """Builds the attention layer of the config key `slot`. The model sets the number of heads if `config` does not.
 
         Raises:
             UserError: If settings exclude each other. The message contains the full keys: `slot` replaces `attention`.
@@ -174,7 +174,7 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
     """Returns one config per block. Raises UserError if the list is empty, or longer than the stack."""
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
-            f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
+            f"'{slot}' has {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
             "A list must have at least one layer and at most one for each block. A shorter list repeats.",
         )
     return [pattern[index % len(pattern)] for index in range(count)]
@@ -183,7 +183,8 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
 def run_block(block: nn.Module, *inputs: Any, index: int, every: int, **options: Any) -> Any:
     """Calls block `index` of a stack. One in `every` blocks is recomputed in the backward pass.
 
-    Only the inputs of such a block are stored (Chen et al. 2016, arXiv:1604.06174). Its dropout is the same both times.
+    For such a block, only the inputs are stored (Chen et al. 2016, arXiv:1604.06174). Both computations have the same
+    dropout.
     """
     if every and index % every == 0 and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False, **options)
@@ -205,7 +206,7 @@ class EncoderBlock(nn.Module):
         attention = self.self_attention
         takes_state = attention.scope is Scope.LAYER and attention.role is Role.ENCODER
         if attention.role is Role.CAUSAL:
-            pad_BS = None  # a causal mask hides the padding on the right
+            pad_BS = None  # the causal mask hides the padding, which is on the right
         y_BSD, new_state = attention(self.self_residual.pre(x_BSD), pad_BS=pad_BS, state=state if takes_state else None)
         x_BSD = self.self_residual.post(x_BSD, y_BSD)
         y_BSD = self.feed_forward(self.ffn_residual.pre(x_BSD))
@@ -218,7 +219,7 @@ class Encoder(nn.Module):
     `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): learned vectors
     are put before the source, take part in attention, and are removed from the output.
 
-    With the role CAUSAL, a position does not see later positions.
+    With the role CAUSAL, positions do not see later positions.
     """
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
@@ -249,7 +250,7 @@ class Encoder(nn.Module):
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
         """Returns the longest source, at most `limit`, that fits into every layer together with the memory tokens.
 
-        `further` is the number of other vectors that the model puts before the source.
+        `further` is the number of additional vectors that the model puts before the source.
         """
         memory_tokens = 0 if self.memory_ND is None else len(self.memory_ND)
         if not memory_tokens + further:
@@ -258,8 +259,8 @@ class Encoder(nn.Module):
         longest = min([limit, *(length - memory_tokens - further for length in lengths if length is not None)])
         if longest < 1:
             raise UserError(
-                f"model.encoder.memory_tokens={memory_tokens} leaves no position for the source.",
-                f"Raise {ENCODER_SLOT}.max_length, which includes them.",
+                f"model.encoder.memory_tokens={memory_tokens} leaves no positions for the source.",
+                f"Raise {ENCODER_SLOT}.max_length, which includes the memory tokens.",
             )
         return longest
 
@@ -391,13 +392,13 @@ class Decoder(nn.Module):
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        """Returns the outputs and the recurrent state of each block; `state` is None for the first segment."""
+        """Returns (outputs, recurrent state of each block). `state` is None for the first segment."""
         new_state = []
         for index, (block, block_state) in enumerate(zip(self.blocks, state or [None] * len(self.blocks), strict=True)):
             run = partial(run_block, block, index=index, every=self.recompute_every)
             drops = self.training and self.layer_drop > 0
             chosen = torch.rand(()) < self.layer_drop if drops else None
-            # A compiled graph cannot branch, so it computes the block.
+            # A compiled graph cannot branch, so it computes the block even if it is skipped.
             if chosen is not None and torch.compiler.is_compiling():
                 y_BTD, block_state = run(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
                 x_BTD = torch.where(chosen.to(x_BTD.device), x_BTD, y_BTD)

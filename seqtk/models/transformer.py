@@ -1,4 +1,4 @@
-"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layers in its three slots.
+"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layers in its three kinds of attention.
 
 B batch, S source length, T target length, D width of the decoder, M width of the encoder.
 """
@@ -39,13 +39,13 @@ class TransformerConfig(BlocksConfig):
         1024, at_least=1, help="Maximum tokens in a target, and number of learned positions."
     )
     share_embeddings: SharedEmbeddings = setting(
-        "all", help="all: source, target and output share one table. decoder: target and output share one."
+        "all", help="Share an embedding table. all: of source, target and output. decoder: of target and output."
     )
 
 
 @models.register("transformer", TransformerConfig)
 class Transformer(Model):
-    """Embeddings, encoder, decoder and head. Parameter counts equal fairseq's."""
+    """The Transformer: embeddings, encoder, decoder and head. Parameter counts equal fairseq's."""
 
     reads = TranslationBatch
 
