@@ -1,7 +1,7 @@
 """Adaptive input and softmax: wide vectors for frequent words, narrow vectors for rare words.
 
-The vocabulary is split into bands by frequency. B batch, T length, N positions (batch and length flattened), M of them
-in one band, D width of the model, E width of a band, W its words.
+The vocabulary is split into bands by frequency. B batch, T length, N positions (batch and length flattened), M
+positions of one band, D width of the model, E width of a band, W words of a band.
 """
 
 from collections.abc import Iterator
@@ -33,18 +33,18 @@ class AdaptiveConfig:
     cutoffs: tuple[int, ...] = setting(
         (20000, 60000),
         at_least=1,
-        help="First id of the second band, the third, and so on. Ids go from frequent to rare.",
+        help="First id of each band from the second band on. Ids must be sorted from frequent words to rare ones.",
     )
     input_factor: float | None = setting(
         4.0,
         at_least=1,
-        help="Embedding: each band has vectors narrower than the previous band's by this factor. null: one table.",
+        help="Width of the embedding vectors of a band divided by that of the next band. null: one table.",
     )
     softmax_factor: float | None = setting(
-        4.0, at_least=1, help="The same factor for the output layer. null: one softmax over all words."
+        4.0, at_least=1, help="The same ratio of widths in the output layer. null: one softmax over all words."
     )
     tie_projections: bool = setting(
-        True, help="Share projections between input and output if tables are tied (tie_embeddings)."
+        True, help="Share projections between input and output. Requires tie_embeddings=true."
     )
     dropout: float = probability(0.0, help="Dropout of the adaptive softmax's input and projections.")
 
@@ -55,12 +55,12 @@ class AdaptiveConfig:
         sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
         if not self.cutoffs or self.cutoffs[0] < len(SPECIALS) or min(sizes[:-1]) < 1:
             raise UserError(
-                f"{shown} are not valid cutoffs: they must increase, and the first must be at least {len(SPECIALS)}.",
+                f"{shown} are not valid: cutoffs must increase, and the first must be at least {len(SPECIALS)}.",
                 "A cutoff is the first id of a band of rarer words.",
             )
         if sizes[-1] < 1:
             raise UserError(
-                f"{shown} do not fit a vocabulary of {vocabulary:,}: the last must be below it.",
+                f"{shown} are not valid: the last cutoff must be below the vocabulary size, {vocabulary:,}.",
                 "Cutoffs are ids of the dictionary, which must be sorted from frequent words to rare ones.",
             )
         return Bands(starts, sizes)
@@ -79,7 +79,7 @@ class Bands:
         if widths[-1] < 1:
             raise UserError(
                 f"model.adaptive: a factor of {factor:g} is not possible with dim={dim} and {len(self.sizes)} bands.",
-                "factor must be at least 1. Band i has vectors of width dim / factor^i, which must not be 0.",
+                "A factor must be at least 1. Band i has vectors of width dim / factor^i, which must not be 0.",
             )
         return widths
 
@@ -88,7 +88,7 @@ class Bands:
         return torch.stack([ids_N >= start for start in self.starts[1:]]).sum(0)
 
     def members(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """Returns the positions of the ids of each band, in increasing order, with a single synchronization."""
+        """Returns, for each band, the positions of its ids in increasing order. Synchronizes the device once."""
         band_N = self.number(ids_N)
         sizes: list[int] = torch.bincount(band_N, minlength=len(self.sizes)).tolist()
         return torch.split(band_N.argsort(stable=True), sizes)
@@ -126,7 +126,7 @@ class AdaptiveEmbedding(nn.Module):
         return torch.empty_like(x_ND).index_copy(0, torch.cat(members), x_ND).view(*tokens_BT.shape, -1)
 
     def _of_all(self, tokens_N: Tensor) -> Tensor:
-        """Returns x_ND from every table and projection, for compiled code, whose shapes may not depend on tokens."""
+        """Returns x_ND, computed with all tables and projections. For compiled code: no shape depends on the tokens."""
         band_N = self.cut.number(tokens_N)
         x_ND: Tensor | None = None
         for band, (table, project) in enumerate(zip(self.bands, self.projections, strict=True)):
@@ -148,10 +148,10 @@ class AdaptiveHead(Head):
     Args:
         bands: The words of each band.
         dim: D.
-        factor: Each band has vectors narrower than the previous band's by this factor.
+        factor: The width of the vectors of a band divided by that of the next band.
         dropout: The dropout rate of the features and of their projections.
-        tied_to: The embedding whose word vectors the head shares.
-        tie_projections: Whether the head also shares its projections, transposed (except the first band's).
+        tied_to: The embedding whose word vectors the head uses.
+        tie_projections: True if the head also uses the embedding's projections, transposed (except the first band's).
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class AdaptiveHead(Head):
         return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
 
     def _losses_of_all(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Returns the losses of each softmax, for compiled code, whose shapes may not depend on the targets."""
+        """Returns the losses of each softmax. For compiled code: no shape depends on the targets."""
         features_ND, real_N, band_N = self.dropout(features_ND), target_N != PAD, self.cut.number(target_N)
         losses = [
             linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)
@@ -228,7 +228,7 @@ class AdaptiveHead(Head):
         return losses
 
     def _first_target(self, target_N: Tensor) -> Tensor:
-        """Returns the targets of the first softmax, in which the classes after the words are the bands from 1 on."""
+        """Returns the targets of the first softmax: a word of the first band, or the class of another band."""
         last_frequent = self.cut.sizes[0] - 1
         return torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
 
@@ -240,7 +240,7 @@ class AdaptiveHead(Head):
         return log_p_N
 
     def _steps(self, features_ND: Tensor, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yields, for each softmax, the positions that use it, its input, its targets and its weight."""
+        """Yields (positions, inputs, targets, weight matrix) of each softmax."""
         features_ND = self.dropout(features_ND)
         first_N = self._first_target(target_N)
         yield torch.arange(len(target_N), device=target_N.device), features_ND, first_N, self._first_weight()

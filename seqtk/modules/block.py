@@ -1,4 +1,4 @@
-"""The parts of a block other than attention: dropout, residual connection and feed-forward network.
+"""The modules of a block other than attention: dropout, residual connection and feed-forward network.
 
 B batch, T length, D width, F inner width.
 """
@@ -28,7 +28,7 @@ _GATED = {"glu", "geglu", "swiglu"}
 
 
 class Dropout(nn.Module):
-    """While training, sets each element to 0 with probability `rate` and scales the rest by 1 / (1 - rate).
+    """In training, sets each element to 0 with probability `rate` and scales the others by 1 / (1 - rate).
 
     Raises UserError if `rate` is not a probability less than 1.
     """
@@ -49,9 +49,9 @@ def check_rate(rate: float) -> None:
 
 
 class Residual(nn.Module):
-    """x + dropout(sublayer(x)), with a layer norm before the sublayer (pre-norm) or after the sum (post-norm).
+    """A residual connection, x + dropout(sublayer(x)), with a layer norm before the sublayer or after the sum.
 
-    The caller runs the sublayer between `pre` and `post`, so that a sublayer may take and return a state.
+    The caller runs the sublayer between `pre` and `post`, so a sublayer can have a state.
     """
 
     def __init__(self, dim: int, *, dropout: float, pre_norm: bool, bias: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Modules for biases of attention logits by the distance s - t of a key from its query: ALiBi and T5.
+"""ALiBi and T5's bias: biases of attention logits that depend on the distance s - t of a key from its query.
 
 B batch, T length of queries and keys, H heads, E width of a head.
 """
@@ -12,14 +12,14 @@ from torch.nn import functional
 from seqtk.ops.distance_bias import alibi_slopes, bucket_starts, pairwise_bias
 
 BUCKETS, MAX_DISTANCE = 32, 128
-"""T5's number of buckets, and the distance from which all distances share the last bucket."""
+"""T5's number of buckets, and the smallest distance of the last bucket."""
 
 
 class DistanceBias(nn.Module):
-    """A bias per head and distance; `among` expands it to the queries and keys of a batch."""
+    """Base class of biases per head and distance. `among` returns the bias of all queries and keys of a batch."""
 
     def forward(self, distance: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """Returns the bias, [H, …], at integer distances […]."""
+        """Returns the bias for a tensor of integer distances, with one more dimension, H, at the start."""
         raise NotImplementedError
 
     def among(self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ class DistanceBias(nn.Module):
 
 
 class AlibiBias(DistanceBias):
-    """ALiBi: -slope · |s - t|, without parameters (Press et al. 2022, arXiv 2108.12409, section 3)."""
+    """ALiBi: the bias -slope · |s - t|, without parameters (Press et al. 2022, arXiv 2108.12409, section 3)."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class AlibiBias(DistanceBias):
 
 
 class T5Bias(DistanceBias):
-    """A learned scalar per head and bucket of distances, initially 0 (Raffel et al. 2020, arXiv 1910.10683,
-    2.1).
+    """T5's bias: a learned scalar per head and bucket of distances, initially 0.
 
-    In T5 all layers share one table; here each layer has a table of BUCKETS · H parameters.
+    (Raffel et al. 2020, arXiv 1910.10683, section 2.1.) In T5, all layers share one table; here, each layer has a table
+    of BUCKETS · H parameters.
     """
 
     starts: Tensor

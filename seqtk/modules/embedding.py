@@ -1,4 +1,4 @@
-"""Token embeddings and position embeddings, with the numbering and layout of fairseq.
+"""Token embeddings and position embeddings, with the same ids and layout as in fairseq.
 
 B batch, T length, D width. Position 0 is the first token of a row.
 """
@@ -60,8 +60,8 @@ class Embedding(nn.Module):
 
         Args:
             tokens_BT: The tokens.
-            positions_BT: Their positions. A single row applies to all rows of the batch.
-            around_BMD: Vectors to place before and after the tokens; `positions_BT` counts them too.
+            positions_BT: The positions of the tokens. A single row applies to all rows of the batch.
+            around_BMD: Vectors to put before and after the tokens. `positions_BT` then includes their positions.
         """
         x_BTD = self.vectors(tokens_BT)
         if around_BMD is not None:
@@ -73,7 +73,7 @@ class Embedding(nn.Module):
         return self.scale * self.tokens(tokens_BT)  # type: ignore[no-any-return]
 
     def place(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
-        """Adds positions to any vectors, applies norm and dropout, and returns the input of the first block."""
+        """Adds position embeddings to x, applies norm and dropout, and returns the input of the first block."""
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         if self.norm is not None:
@@ -82,7 +82,7 @@ class Embedding(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed sines and cosines, [sin | cos], of D/2 frequencies 10000^(-i / (D/2 - 1)); position p is fairseq's p + 2.
+    """Sinusoidal positions, [sin | cos] of D/2 frequencies 10000^(-i / (D/2 - 1)). Position p is fairseq's p + 2.
 
     The table grows with the input, so any length is possible. It is computed in float64.
 
@@ -100,7 +100,7 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions_BT: Tensor) -> Tensor:
         needed = positions_BT.shape[-1]
-        if needed == 1 and not torch.compiler.is_compiling():  # probably a decoding step; these are never compiled
+        if needed == 1 and not torch.compiler.is_compiling():  # probably a decoding step, which is never compiled
             needed = int(positions_BT.max()) + 1
         if needed > len(self.table_TD):
             table_TD = sinusoids(2 * needed, self.dim)
@@ -109,7 +109,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector per position, initialized from N(0, 1/D). Longer inputs are an error."""
+    """A learned vector per position, initialized from N(0, 1/D). An input with more positions is an error."""
 
     def __init__(self, dim: int, *, max_length: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class LearnedPositions(nn.Module):
     def forward(self, positions_BT: Tensor) -> Tensor:
         if positions_BT.shape[-1] > self.table.num_embeddings:
             raise UserError(
-                f"An input of {positions_BT.shape[-1]} tokens is longer than the table of learned positions: "
+                f"An input of {positions_BT.shape[-1]} tokens exceeds the number of learned positions, "
                 f"{self.table.num_embeddings}.",
                 "Raise model.max_length (in translation: max_source_length, max_target_length) before training.",
             )
@@ -127,7 +127,7 @@ class LearnedPositions(nn.Module):
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Returns table_TD for positions 0 … length - 1, in float32; an odd D ends in a zero column."""
+    """Returns the sinusoids table_TD of positions 0 … length - 1, in float32. For an odd D, the last column is 0."""
     half = dim // 2
     frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
     angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E

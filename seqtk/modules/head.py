@@ -1,4 +1,4 @@
-"""Output layers, which compute losses and log-probabilities from features. A task chooses the head of its model.
+"""Heads: output layers that compute losses and log-probabilities from features. A task selects the head of its model.
 
 Token heads predict a token at each position and skip targets that are PAD: `LinearHead` here, `AdaptiveHead` in
 `seqtk.modules.adaptive`. `PooledHead` in `seqtk.modules.pooled_head` predicts one class for each row.
@@ -17,28 +17,28 @@ from seqtk.data.vocabulary import PAD
 from seqtk.ops.linear_cross_entropy import linear_cross_entropy
 
 CHUNK_POSITIONS = 256
-"""The number of positions whose log-probabilities are in memory at a time when targets are scored."""
+"""When targets are scored, the log-probabilities of at most this many positions are in memory."""
 
 
 class HeadLosses(NamedTuple):
-    """Sums over the targets; losses in nats."""
+    """The losses of a batch, in nats, as sums over the targets."""
 
     total: Tensor
-    """(1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v; the only sum with a gradient."""
+    """(1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v. The only field with a gradient."""
     nll: Tensor
     correct: Tensor | None = None
-    """The number of targets that the model predicts correctly; None if the head does not count them."""
+    """The number of correctly predicted targets. None: the head does not count them."""
     logits_BC: Tensor | None = None
-    """The logits of every class, without gradient, for heads that predict one class per row."""
+    """The logits of all classes, without gradient, if the head predicts one class per row."""
 
 
 class Head(nn.Module):
-    """The base of output layers. Training calls the module; decoding and scoring use its methods."""
+    """Base class of heads. Training calls the module; decoding and scoring call its methods."""
 
     counts_correct: ClassVar[bool] = False
-    """Whether the losses include `correct`."""
+    """True if the head sets `HeadLosses.correct`."""
     reads_class_vector: bool = False
-    """Whether the head reads the feature of a learned vector that the model puts before each row."""
+    """True if the head reads the feature of a learned class vector, which the model puts before each row."""
 
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
@@ -63,7 +63,7 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-    """A token head, softmax(x Wᵀ) at each position. W may be tied to the embedding."""
+    """A head that predicts a token at each position: softmax(x Wᵀ). W may be tied to the embedding."""
 
     def __init__(self, dim: int, vocabulary_size: int, *, tied_to: nn.Embedding | None = None) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class LinearHead(Head):
 
 
 def picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N: Tensor) -> Tensor:
-    """Returns log_p_N of each target. Only the log-probabilities of one chunk of positions are in memory at a time."""
+    """Returns log_p_N of each target. Computes the log-probabilities of one chunk of positions at a time."""
     chunks = zip(
         torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N[:, None], CHUNK_POSITIONS), strict=True
     )

@@ -1,4 +1,4 @@
-"""Linear maps that share low-precision copies of their weights, and several maps of one input as one product.
+"""Linear maps that use shared low-precision copies of their weights, and several maps of one input as one product.
 
 O outputs, I inputs, X any dimensions before the last.
 """
@@ -31,7 +31,7 @@ class Linear(nn.Linear):
 
     copies: Copies | None = None
     first_row: int = 0
-    """The first row of this map in `copies`."""
+    """The index of the first row of this map in `copies`."""
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """Returns y_XO."""
@@ -54,7 +54,7 @@ def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -
 
 
 def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> list[Tensor]:
-    """Returns y_XO of each of several linear maps of x, in float32 or wider if `wide`.
+    """Applies several linear maps to x. Returns one y_XO per map, in float32 or wider if `wide`.
 
     The maps are computed as one product unless one of them has a hook.
     """
@@ -82,7 +82,7 @@ def _can_join(maps: Sequence[nn.Module]) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns whether a module has hooks, which run only if the module itself is called."""
+    """Returns True if a module has hooks. They run only if the module itself is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

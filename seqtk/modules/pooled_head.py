@@ -17,20 +17,20 @@ Pool = Literal["mean", "max", "cls", "last"]
 Combination = Literal["concat", "full"]
 
 FILLER = -1
-"""The target of a row that does not count in the loss."""
+"""The target of a row that the loss ignores."""
 
 
 class PooledHead(Head):
-    """Predicts one class per row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
+    """Predicts one class per row: softmax(W pool(x) + b), or, with a hidden layer, softmax(W relu(V pool(x) + a) + b).
 
     Args:
         dim: D, the width of the features.
-        classes: C. Every number below C is a class; there is no padding among them.
-        pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`) or
-            of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the model
-            puts a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
+        classes: C. All indices below C are classes; none of them is padding.
+        pool: How the features of a row are pooled into one vector: `mean`, `max`, or the feature of the first (`cls`)
+            or of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the
+            model puts a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
         dropout: The dropout rate of the pooled vector, and of the hidden layer.
-        hidden_dim: H, the width of a hidden layer. None: there is none.
+        hidden_dim: H, the width of the hidden layer. None: no hidden layer.
         class_weights: The weight of each class in the loss. None: all have weight 1.
     """
 
@@ -95,12 +95,12 @@ class PooledHead(Head):
 
 
 class PairHead(PooledHead):
-    """Predicts one class for each pair of rows x, y that the same encoder has read.
+    """Predicts one class for each pair of rows x, y. The same encoder reads both rows.
 
     Args:
         dim: D.
         classes: C.
-        combine: The input of the classifier from two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv
+        combine: The input of the classifier, from the two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv
             2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
         others: The other arguments of `PooledHead`.
     """
@@ -110,7 +110,7 @@ class PairHead(PooledHead):
         self.combine = combine
 
     def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
-        """Returns vector_B(2D) or vector_B(4D) of each pair. The features are all first rows, then all second rows."""
+        """Returns vector_B(2D) or vector_B(4D) of each pair. The batch is all first rows, then all second rows."""
         x_BD, y_BD = super().vectors(features, pad=pad).chunk(2)
         further = () if self.combine == "concat" else (x_BD * y_BD, x_BD - y_BD)
         return torch.cat([x_BD, y_BD, *further], dim=1)

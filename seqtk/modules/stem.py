@@ -1,4 +1,4 @@
-"""Convolutions before the first block of a stack.
+"""Convolutions before the first block of an encoder.
 
 B batch, T length, D width.
 """
@@ -17,7 +17,7 @@ class ConvolutionalStem(nn.Module):
     output of a row does not depend on its padding. A convolutional stem improves Transformers on pixels and bytes (Long
     Range Arena's image task; Xiao et al. 2021, arXiv 2106.14881, for vision).
 
-    With `width`, a row is an image whose lines have this many positions, and kernels are K × K: K² D² + 3 D weights. An
+    With `width`, a row of the batch is an image of this width, and kernels are K × K: K² D² + 3 D weights. An
     incomplete image is padded with zeros.
     """
 

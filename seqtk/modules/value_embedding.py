@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class ValueEmbedding(nn.Module):
-    """An embedding of tokens that stand for numbers x, such as pixels: v · (x - mean) / std + b with learned v and b.
+    """An embedding of tokens that represent numbers x, such as pixels: v · (x - mean) / std + b with learned v and b.
 
     Args:
-        values: The number of each token. NaN, for tokens that are not numbers, gives b.
+        values: The number that each token represents, or NaN. The vector of NaN is b.
         dim: D, the width.
         mean: Subtracted from each number.
         std: The divisor of the difference.

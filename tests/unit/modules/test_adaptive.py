@@ -246,12 +246,12 @@ def test_tables_are_initialized_with_the_std_of_their_width() -> None:
 @pytest.mark.parametrize(
     ("cutoffs", "words"),
     [
-        ((), r"cutoffs=\[\] are not valid cutoffs"),
+        ((), r"cutoffs=\[\] are not valid"),
         ((3, 9), r"the first must be at least 4"),
-        ((9, 9), r"cutoffs=\[9, 9\] are not valid cutoffs: they must increase"),
+        ((9, 9), r"cutoffs=\[9, 9\] are not valid: cutoffs must increase"),
         ((9, 7), r"must increase"),
-        ((9, 23), r"do not fit a vocabulary of 23"),
-        ((9, 60_000), r"cutoffs=\[9, 60000\] do not fit"),
+        ((9, 23), r"must be below the vocabulary size, 23"),
+        ((9, 60_000), r"cutoffs=\[9, 60000\] are not valid"),
     ],
 )
 def test_invalid_cutoffs_are_refused(cutoffs: tuple[int, ...], words: str) -> None:

@@ -62,5 +62,5 @@ def test_sinusoid_table_grows_with_the_input(at_once: bool) -> None:
 def test_input_beyond_learned_positions_is_refused() -> None:
     layer = embedding(positions="learned")
     assert layer(torch.full((1, 9), 4), torch.arange(9)[None]).shape == (1, 9, D)
-    with pytest.raises(UserError, match="10 tokens is longer than the table of learned positions: 9"):
+    with pytest.raises(UserError, match="10 tokens exceeds the number of learned positions, 9"):
         layer(torch.full((1, 10), 4), torch.arange(10)[None])
