@@ -39,7 +39,7 @@ class LogSumExpAccumulator(NamedTuple):
 
     @classmethod
     def of(cls, key_TD: Tensor, value_TD: Tensor) -> "LogSumExpAccumulator":
-        """Returns the sums of single keys: position t holds key t alone."""
+        """Returns the sums over single keys: the sum at position t contains only key t."""
         scale_TD = key_TD.detach()
         total_TD = (key_TD - scale_TD).exp()
         return cls(scale_TD, total_TD, total_TD * value_TD)
@@ -55,7 +55,7 @@ class LogSumExpAccumulator(NamedTuple):
         return self.sum / self.total.clamp(min=SMALLEST)
 
     def at_scale(self, scale: Tensor) -> "LogSumExpAccumulator":
-        """Returns the same sums at another scale, which must not be smaller."""
+        """Returns the same sums with a new scale, which must not be smaller than the current one."""
         factor = (self.scale - scale).exp()
         return LogSumExpAccumulator(scale, self.total * factor, self.sum * factor)
 
@@ -74,7 +74,7 @@ class LogSumExpAccumulator(NamedTuple):
         return LogSumExpAccumulator(*(x.flip(-2) for x in self))
 
     def shift(self, by: int) -> "LogSumExpAccumulator":
-        """Returns the sums moved `by` positions to the right; the first `by` positions hold empty sums."""
+        """Shifts the sums by `by` positions to the right. The sums at the first `by` positions are empty."""
         length = self.scale.shape[-2]
         added = min(by, length)
         kept = self.at(slice(0, length - added))

@@ -101,7 +101,7 @@ class WindowMask:
 
     @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
-        """Returns the ranges of blocks, each with the mask of its keys. The last F keys are the `first` positions.
+        """Returns (range of blocks, mask of its keys) pairs. The last F keys are the `first` positions.
 
         The mask is seen_BNCK, True where seen. Without padding it is bias_11CK, 0 or -inf, which the kernel need not
         convert.
@@ -175,7 +175,7 @@ def attend_in_blocks(
 
 
 def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """Returns the padding mask, BT, which is all False if there is no padding."""
+    """Returns the padding mask, BT. Without padding, all elements are False."""
     return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
 
 

@@ -88,12 +88,12 @@ class LogitSpec:
         return LogitSpec(_scaled_table, self.tensors._replace(by_query=(weight_1HT1,)))
 
     def cast(self, dtype: torch.dtype) -> "LogitSpec":
-        """Returns the same spec with tensors converted to `dtype`."""
+        """Returns a copy of the specification with tensors converted to `dtype`."""
         return LogitSpec(self.combine, self.tensors.like(tensor.to(dtype) for tensor in self.tensors.flat()))
 
     @property
     def is_table(self) -> bool:
-        """Whether the logits exist as a tensor already."""
+        """True if the logits already exist as a tensor."""
         return self.combine is table
 
     @property
@@ -262,7 +262,7 @@ def _cached_future(length: int, device: torch.device) -> Tensor:
 
 
 def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor) -> bool:
-    """Returns whether `_with_shared_logits` applies and is faster.
+    """Returns True if `_with_shared_logits` can be used and is faster.
 
     It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronization.
     """

@@ -19,7 +19,7 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.tensors import to_fp32, without_autocast
 
 Cache = dict[str, Any]
-"""Tensors by name, or None before the first position; the positions are the last dimension but one."""
+"""Name → tensor whose second last dimension is positions, or None before the first position."""
 
 RECENT = 256
 """The capacity of the short tensor. Shorter outputs use only the short tensor."""
@@ -56,7 +56,7 @@ def keep_last(cache: Cache, length: int, **new_1E: Tensor) -> Cache:
 
 
 def segments(cache: Cache, name: str) -> list[Tensor]:
-    """Returns the tensors that together hold all positions so far, oldest first."""
+    """Returns the tensors that contain all positions so far, oldest first."""
     return [cache[key] for key in (_past(name), name) if cache[key] is not None]
 
 
@@ -66,7 +66,7 @@ def length(cache: Cache, name: str) -> int:
 
 
 def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
-    """Returns every `stride`-th position from `first` on, in one tensor."""
+    """Returns one tensor with every `stride`-th position from `first` on."""
     pieces, start = [], 0
     for segment in segments(cache, name):
         offset = first - start if first > start else (first - start) % stride

@@ -1,4 +1,4 @@
-"""Chooses which form of an operation runs.
+"""Selects the form of an operation that runs.
 
 Every file of `seqtk.ops` has a function `naive` next to the fast form: the formula in a few lines of plain torch, which
 autograd differentiates. The public function of the file chooses, in this order:
@@ -18,13 +18,13 @@ _naive = os.environ.get("SEQTK_NAIVE", "0") not in ("", "0")
 
 
 def naive_mode() -> bool:
-    """Returns whether every operation runs its naive form."""
+    """Returns True if operations run their naive forms."""
     return _naive
 
 
 @contextlib.contextmanager
 def naive_ops(enabled: bool = True) -> Iterator[None]:
-    """Runs the naive forms (with `enabled=False`: the fast ones) inside the block, overriding the environment variable.
+    """Context manager in which operations run their naive forms (`enabled=False`: fast), whatever `SEQTK_NAIVE` is.
 
     The setting applies to the whole process, not to one thread. The backward pass of a fast form stays fast.
     """

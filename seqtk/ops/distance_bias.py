@@ -18,7 +18,7 @@ from torch import Tensor
 from seqtk.ops.dispatch import naive_mode
 
 BiasOf = Callable[[Tensor], Tensor]
-"""Maps integer distances […] to the bias of each head, [H, …]."""
+"""Function from integer distances […] to the bias of each head, [H, …]."""
 
 
 def naive(bias_of: BiasOf, length: int, *, causal: bool, device: torch.device) -> Tensor:

@@ -64,7 +64,7 @@ def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def drop_again(x: Tensor, chosen: Tensor, rate: float, *, out: Tensor | None = None) -> Tensor:
-    """Sets the same elements of another `x` to 0: the gradient of `drop`. `chosen` is the second result of `drop`.
+    """Sets the elements that `drop` chose to 0 in `x`: the gradient of `drop`. `chosen` is the second result of `drop`.
 
     On a CPU, the result is written to `out`, if given, which may be `x` itself.
     """

@@ -32,7 +32,7 @@ SHORT = 256
 
 
 def is_faster(query_BHTE: Tensor, key_BKSE: Tensor) -> bool:
-    """Returns whether `attend` supports these inputs and is faster than torch's function."""
+    """Returns True if `attend` supports these inputs and is faster than torch's function."""
     if query_BHTE.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return query_BHTE.shape[1] == key_BKSE.shape[1] and query_BHTE.shape[2] * key_BKSE.shape[2] >= SHORT**2
@@ -81,7 +81,7 @@ class _Block(NamedTuple):
     logits_NCS: Tensor
     weights_NCS: Tensor
     bits_NCS: Tensor
-    """The random bits that decide which weights are dropped."""
+    """The random bits that determine which weights are dropped."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 This is the core of Mega's moving average (Ma et al. 2022, arXiv 2209.10655, section 3.1).
 
-Where it runs: in chunks on every device. Within a chunk it is a product with the weights of all distances. Between
-chunks it passes on the averages at the end of each chunk. It takes O(T D (C + N)) time and O(T D (1 + N / C)) memory.
+Where it runs: in chunks on every device. Within a chunk it is a product with the weights of all distances. The
+averages at the end of a chunk are passed to the next chunk. It takes O(T D (C + N)) time and O(T D (1 + N / C)) memory.
 Unlike with a Fourier transform, rounding errors of later positions never reach earlier ones.
 
 B batch, T length, D width, N averages per channel, M chunks of C positions (also as S).
@@ -16,7 +16,7 @@ from torch.nn import functional
 from seqtk.ops.dispatch import naive_mode
 
 CHUNK = 32
-"""Positions in a chunk."""
+"""The number of positions in a chunk."""
 
 
 def naive(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Maps (batch, head, query, key) to True where the query sees the key."""
+"""Function of (batch, head, query, key): True where the query sees the key."""
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Maps (logit, batch, head, query, key) to the logit with its bias."""
+"""Function of (logit, batch, head, query, key): the logit plus its bias."""
 
 MIN_FLEX_WIDTH = 16
-"""The narrowest head that FlexAttention's CUDA kernel takes."""
+"""The smallest head width that FlexAttention's CUDA kernel supports."""
 
 
 def attend_flex(

@@ -27,14 +27,14 @@ from torch.nn import functional
 from seqtk.ops.dispatch import naive_mode
 
 MIN_LENGTH = 2048
-"""The shortest input for which saving memory is worth computing everything twice."""
+"""Inputs of at least this length are computed twice, to save memory."""
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """The approximate number of elements in the projection of a slice of heads (at least one head), enough to use a device
 fully."""
 
 OfHeads = Callable[..., Tensor]
-"""Maps (head_slice, *sources_BTd) to the outputs y_BTd of these heads."""
+"""Function from (head_slice, *sources_BTd) to the outputs y_BTd of these heads."""
 
 
 class LazyProjection(NamedTuple):

@@ -62,9 +62,9 @@ def linear_cross_entropy(
     Args:
         features_ND: x.
         weight_VD: W.
-        target_N: The target of each position. Any number at positions that do not count.
+        target_N: The target of each position. At positions that do not count, it may have any value.
         counted_N: False at positions that do not count. None: all count.
-        few_counted: Whether most positions do not count. A GPU then skips them too, although this waits for the device.
+        few_counted: True if most positions do not count. Then a GPU also skips them, although it must synchronize.
         label_smoothing: ε.
     """
     if naive_mode():

@@ -1,4 +1,4 @@
-"""LSH attention: softmax(q_t · k_s / √E) v_s over the positions s that fall into the hash bucket of t in some round.
+"""LSH attention: softmax(q_t · k_s / √E) v_s over the positions s that share a hash bucket with t in some round.
 
 k_s = q_s / |q_s|. A position attends to itself only if it sees no other position (Kitaev et al. 2020, arXiv 2001.04451,
 section 2). A pair found in several rounds counts once: there is one softmax over the union of the rounds.
@@ -26,10 +26,10 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dropout import dropout as apply_dropout
 
 SELF_MASK_VALUE = -1e30
-"""The logit of a position with itself, so low that it matters only if the position sees no other."""
+"""A position's logit for itself. It is so low that it matters only if the position sees no other position."""
 
 CHUNK_LOGITS = {"cpu": 2**19}
-"""The number of logits in memory at a time, by device type. Other devices process a whole round."""
+"""Device type → number of logits in memory at a time. Other devices process a whole round."""
 
 
 class Chunks(NamedTuple):
@@ -49,13 +49,13 @@ class HashRounds:
     """
 
     order_RX: Tensor
-    """The row at each place of the sorted order."""
+    """The rows in sorted order."""
     code_RX: Tensor
     """A code per row. A query sees a key if query code - key code is in 0 … reach - 1."""
     reach: int
     chunk: int
     before: int
-    """The places before a chunk that it sees: `chunk`, or 0 if no sequence is longer than a chunk."""
+    """The number of sorted positions before a chunk that it sees: `chunk`, or 0 if no sequence exceeds a chunk."""
     shape_BTH: tuple[int, int, int]
     """Batch, length and heads: X = B T H, in this order."""
 

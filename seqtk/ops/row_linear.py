@@ -38,7 +38,7 @@ def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
 
 
 def is_in_pieces(weight: Tensor) -> bool:
-    """Returns whether products with this matrix are computed in pieces."""
+    """Returns True if products with this matrix are computed in pieces."""
     return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
 
 
