@@ -1,4 +1,4 @@
-"""Optimizers, one file per family, and schedules of the learning rate."""
+"""Optimizers, one file per family, and learning-rate schedules."""
 
 from seqtk.optim import adafactor as adafactor
 from seqtk.optim import adam as adam

@@ -13,8 +13,8 @@ from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, paramet
 MIN_EPS = 1e-18
 """The first value of torch's `eps`. Its square must be a positive float32, or gradients of 0 give NaN.
 
-It is also the lower bound of the mean of v. torch's default, 1e-7, is larger than the squared gradients of a mean over
-many tokens, which would make v̂ too small and every update as large as the clipping threshold.
+It is also the lower bound of the mean of v. torch's default, 1e-7, is larger than typical squared gradients of a
+mean over many tokens. It would make v̂ too small, and every update as large as the clipping threshold.
 """
 
 
@@ -30,7 +30,7 @@ class AdafactorConfig(OptimizerConfig):
         1.0, above=0, help="Maximum root mean square of an update, before multiplication by lr."
     )
     min_scale: float = setting(
-        1e-3, above=0, help="Lower bound of the root mean square of a tensor, by which lr is multiplied."
+        1e-3, above=0, help="lr is multiplied by the root mean square of the tensor, or by this value if it is larger."
     )
 
 
@@ -65,11 +65,11 @@ class Adafactor(torch.optim.Adafactor):
         except ValueError as error:
             raise as_user_error(error) from None
         self._whole: torch.optim.Adafactor | None = None
-        """Updates one gathered weight."""
+        """Updates one weight that is gathered from all processes."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update."""
+        """Performs one update."""
         groups = self.param_groups
         sharded = [(group, weight) for group in groups for weight in group["params"] if hasattr(weight, "full_tensor")]
         for group, weight in sharded:

@@ -1,4 +1,4 @@
-"""The base of optimizers: their registry, parameter groups and learning rates.
+"""The registry of optimizers, and their parameter groups and learning rates.
 
 `optimizers.build(config, model)` returns a `torch.optim.Optimizer` of the parameters that require gradients. Before
 each update, its learning rate is set from a schedule (`seqtk.optim.schedules`) with the peak `lr`. An optimizer must
@@ -18,14 +18,14 @@ from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Devices on which torch has fused kernels, which update all parameters in one pass (on a CPU 3 to 7 times as fast)."""
+"""Devices with fused kernels of torch, which update all parameters in one pass (3 to 7 times as fast on a CPU)."""
 DECAY_HELP = "Weights to which weight_decay applies. matrices: all except biases and the weights of norms."
 WEIGHT_DECAY_HELP = "Weight decay. Each update subtracts lr × weight_decay × weight from the weight."
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of all optimizers."""
+    """The settings that all optimizers have."""
 
     lr: float = setting(5e-4, above=0, help="Peak learning rate of the schedule.")
     weight_decay: float = setting(0.0, at_least=0, help=WEIGHT_DECAY_HELP)
@@ -42,7 +42,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether `step` skips the update if `optimizer.found_inf` is 1 (torch's protocol for loss scaling).
+    """Returns True if `step` skips the update when `optimizer.found_inf` is 1 (torch's protocol for loss scaling).
 
     Fused kernels support this. They skip the update on the device, without synchronizing with the host.
     """
@@ -53,12 +53,12 @@ def trainable_parameters(model: nn.Module) -> list[Parameter]:
     """Returns the parameters that require gradients, in the model's order. Raises UserError if there are none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise UserError("There is nothing to train: no parameter of the model requires gradients.")
+        raise UserError("The model has no parameters to train: none of them requires gradients.")
     return parameters
 
 
 def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
-    """Returns one group of the parameters with weight decay and one of the others. Empty groups are omitted.
+    """Splits the parameters into a group with weight decay and a group without it. Omits empty groups.
 
     The groups do not depend on the value of `weight_decay`, so a run can be resumed with a different value.
     """
@@ -73,7 +73,7 @@ def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -
 
 
 def can_fuse(parameters: Iterable[Parameter]) -> bool:
-    """Returns whether torch's fused kernels support all parameters."""
+    """Returns True if torch's fused kernels support all parameters."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 

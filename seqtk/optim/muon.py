@@ -30,10 +30,10 @@ class MuonConfig(OptimizerConfig):
     decay: Literal["all", "matrices"] = setting("matrices", help=DECAY_HELP)
     momentum: float = probability(0.95, help="Muon: decay rate of the running mean of the gradient.")
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = setting(
-        "match_rms_adamw", help="Muon: dependence of the step size on the shape of a matrix."
+        "match_rms_adamw", help="Muon: how the step size depends on the shape of a matrix."
     )
     adamw_lr: float | None = setting(
-        None, at_least=0, help="AdamW: peak learning rate. Set it with adjust_lr_fn=original. null: lr."
+        None, at_least=0, help="AdamW: peak learning rate. null: lr. Set it if adjust_lr_fn=original."
     )
     betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW: {BETAS_HELP[0].lower()}{BETAS_HELP[1:]}")
     eps: float = setting(1e-8, at_least=0, help=f"AdamW: {EPS_HELP[0].lower()}{EPS_HELP[1:]}")
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update: Muon and AdamW each update their parameter groups, with the state of this optimizer."""
+        """Performs one update: Muon and AdamW update their parameter groups. This optimizer holds the state of both."""
         loss = closure() if closure is not None else None
         for number, part in enumerate(self.parts):
             part.param_groups = [group for group in self.param_groups if group["part"] == number]

@@ -38,7 +38,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"freeze={','.join(patterns)} freezes all weights, so there is nothing to train.")
+        raise UserError(f"freeze={','.join(patterns)} freezes all weights: none is left to train.")
 
 
 def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
@@ -46,7 +46,7 @@ def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: f
 
     Args:
         model: The model.
-        scales: Factors by name.
+        scales: The factors of learning rates, with the names of the weights.
         layer_decay: The layer-wise decay d. The factor is d for the last block of a stack, d² for the block before it,
             and so on. It is 1 for the head, and d^(n + 1) for embeddings if the deepest stack has n blocks (Clark et
             al. 2020, ELECTRA, appendix B).
@@ -97,7 +97,7 @@ def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
         raise UserError(
             f"{key}={pattern}: no weight or module of the model matches.",
             nearest(pattern, modules)
-            or f"Names begin with {', '.join(dict.fromkeys(n.split('.')[0] for n, _ in names))}.",
+            or f"Names of weights begin with {', '.join(dict.fromkeys(n.split('.')[0] for n, _ in names))}.",
         )
     return found
 
@@ -111,14 +111,14 @@ _BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 
 
 def _layerwise_factors(model: nn.Module, decay: float) -> dict[str, float]:
-    """Returns the factor of each weight, which depends on the position of its block in the stack."""
+    """Returns name of a weight → factor, which depends on the position of the weight's block in the stack."""
     names = [name for name, _ in model.named_parameters()]
     if decay == 1.0:
         return dict.fromkeys(names, 1.0)
     blocks = {name: (found[1], int(found[2])) for name in names if (found := _BLOCK.match(name))}
     if not blocks:
         raise UserError(
-            f"layer_decay={decay:g}: the model has no blocks.", "Remove layer_decay, or set lr_scales by name."
+            f"layer_decay={decay:g}: the model has no blocks.", "Remove layer_decay, or use lr_scales instead."
         )
     depth: dict[str, int] = {}
     for stack, number in blocks.values():

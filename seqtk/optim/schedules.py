@@ -1,4 +1,4 @@
-"""Learning-rate schedules. They are pure functions of the step, so they have no state to save in checkpoints.
+"""Learning-rate schedules. A schedule is a pure function of the step, so checkpoints need not save its state.
 
 `lr(step)` is the learning rate of the update after `step` updates: the first update of a run uses `lr(0)`.
 """
@@ -18,7 +18,7 @@ PERIOD_HELP = "null: all updates after warm-up."
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Settings of all schedules, which start with a linear warm-up to the optimizer's `lr`."""
+    """The settings that all schedules have. A schedule starts with a linear warm-up to the optimizer's `lr`."""
 
     warmup_updates: int = setting(0, at_least=0, help=WARMUP_HELP)
     warmup_init_lr: float = setting(0.0, at_least=0, help="Learning rate of the first warm-up update.")
@@ -62,7 +62,7 @@ class ConstantConfig(ScheduleConfig):
 
 @schedules.register("constant", ConstantConfig)
 class Constant(Schedule):
-    """The constant rate lr after warm-up."""
+    """A constant rate, lr, after warm-up."""
 
     def after_warmup(self, step: int) -> float:
         return self.peak
@@ -77,7 +77,7 @@ class InverseSqrtConfig(ScheduleConfig):
 
 @schedules.register("inverse_sqrt", InverseSqrtConfig)
 class InverseSqrt(Schedule):
-    """lr · √(W / n) after n ≥ W updates, where W is `warmup_updates`, at least 1 (Vaswani et al. 2017, section 5.3)."""
+    """The rate lr · √(W / n) after n ≥ W = max(1, `warmup_updates`) updates (Vaswani et al. 2017, section 5.3)."""
 
     def after_warmup(self, step: int) -> float:
         warmup = max(1, self.config.warmup_updates)
@@ -92,7 +92,7 @@ class Decay(Schedule):
         if config.period is None and max_steps is None:
             raise UserError(
                 f"schedule={schedules.name_of(type(config))} requires the length of the run.",
-                "Set max_updates, or schedule.period to the number of updates after warm-up.",
+                "Set max_updates, or set schedule.period to the number of updates after warm-up.",
             )
         self.period = float(config.period or max(1, (max_steps or 0) - config.warmup_updates))
 
@@ -103,15 +103,16 @@ class CosineConfig(ScheduleConfig):
 
     min_lr: float = setting(0.0, at_least=0, help="Learning rate at the end of the first cycle.")
     period: int | None = setting(None, at_least=1, help=f"Number of updates in the first cycle. {PERIOD_HELP}")
-    t_mult: float = setting(1.0, at_least=1, help="Length of a cycle divided by the length of the previous cycle.")
-    shrink: float = setting(0.1, at_least=0, help="Rates of a cycle divided by the rates of the previous cycle.")
+    t_mult: float = setting(1.0, at_least=1, help="Ratio of the length of a cycle to that of the previous cycle.")
+    shrink: float = setting(0.1, at_least=0, help="Ratio of the rates in a cycle to those in the previous cycle.")
 
 
 @schedules.register("cosine", CosineConfig)
 class Cosine(Decay):
-    """min + (lr − min) · (1 + cos(π t / T)) / 2 after t of the T updates of a cycle (Loshchilov and Hutter 2017, SGDR).
+    """The rate min + (lr − min) · (1 + cos(π t / T)) / 2 after t of the T updates of a cycle.
 
-    Cycle i has T = period · t_mult^i updates, and lr and min are multiplied by shrink^i (fairseq).
+    This is SGDR (Loshchilov and Hutter 2017). Cycle i has T = period · t_mult^i updates, and lr and min are
+    multiplied by shrink^i (fairseq).
     """
 
     def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
@@ -140,7 +141,7 @@ class PolynomialConfig(ScheduleConfig):
 
 @schedules.register("polynomial", PolynomialConfig)
 class Polynomial(Decay):
-    """end + (lr − end) · (1 − t / T)^power after t of the T updates after warm-up (fairseq)."""
+    """The rate end + (lr − end) · (1 − t / T)^power after t of the T updates after warm-up (fairseq)."""
 
     def after_warmup(self, step: int) -> float:
         remaining = max(0.0, 1 - step / self.period)
@@ -153,9 +154,7 @@ class WSDConfig(ScheduleConfig):
     """Warm-up-stable-decay: a constant rate for most of the run, then a decay to `end_lr`."""
 
     end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
-    decay_share: float = setting(
-        0.1, at_least=0, at_most=1, help="Fraction of `period` in which the rate decays, at its end."
-    )
+    decay_share: float = setting(0.1, at_least=0, at_most=1, help="The rate decays in this last fraction of `period`.")
     power: float = setting(
         1.0, above=0, help="Exponent of the decay. 1: linear. 0.5: 1 − √t, which is steeper at the start."
     )
@@ -166,7 +165,7 @@ class WSDConfig(ScheduleConfig):
 
 @schedules.register("wsd", WSDConfig)
 class WarmupStableDecay(Decay):
-    """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
+    """The rate lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
 
     Before the decay the rate does not depend on T, so a run can be resumed with a larger `max_updates` without any
     effect on the updates before it (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.

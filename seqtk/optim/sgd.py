@@ -50,13 +50,13 @@ class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent, with or without momentum."""
 
     lr: float = setting(0.1, above=0, help="Peak learning rate of the schedule.")
-    momentum: float = probability(0.0, help="Momentum: the fraction of the previous step that is added to each step.")
+    momentum: float = probability(0.0, help="Fraction of the previous step that is added to each step.")
     nesterov: bool = setting(False, help="Nesterov momentum.")
 
 
 @optimizers.register("sgd", SGDConfig)
 class SGD(_Descent):
-    """w ← w − lr · u, u ← momentum · u + g + decay · w (Sutskever et al. 2013): weight decay is not decoupled.
+    """SGD, w ← w − lr · u, u ← momentum · u + g + decay · w (Sutskever et al. 2013). Weight decay is not decoupled.
 
     State per weight: `momentum_buffer` u, if momentum is not 0.
     """
@@ -70,7 +70,7 @@ class NAGConfig(OptimizerConfig):
     """Nesterov's accelerated gradient, the optimizer of fairseq's WikiText-103 models."""
 
     lr: float = setting(0.25, above=0, help="Peak learning rate of the schedule.")
-    momentum: float = probability(0.99, help="Momentum: the fraction of the previous step that is added to each step.")
+    momentum: float = probability(0.99, help="Fraction of the previous step that is added to each step.")
 
 
 @optimizers.register("nag", NAGConfig)

@@ -153,7 +153,7 @@ def test_frozen_parameters_are_skipped() -> None:
     optimizer = optimizers.build(AdamConfig(), module)
     assert [p.shape for group in optimizer.param_groups for p in group["params"]] == [module.weight.shape]
     module.weight.requires_grad_(False)
-    with pytest.raises(UserError, match="nothing to train"):
+    with pytest.raises(UserError, match="no parameters to train"):
         optimizers.build(AdamConfig(), module)
 
 

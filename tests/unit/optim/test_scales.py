@@ -41,7 +41,8 @@ class TestFreeze:
         assert not model.get_parameter("source_embedding.tokens.weight").requires_grad
 
     @pytest.mark.parametrize(
-        ("patterns", "words"), [(["encodr"], "Did you mean 'encoder'"), (["*"], "nothing to train"), ([""], "freeze=")]
+        ("patterns", "words"),
+        [(["encodr"], "Did you mean 'encoder'"), (["*"], "freezes all weights"), ([""], "freeze=")],
     )
     def test_invalid_freeze_patterns_are_refused(self, patterns: list[str], words: str) -> None:
         with pytest.raises(UserError, match=words):
