@@ -1,4 +1,4 @@
-"""The base classes of pipelines, which hold loaded models."""
+"""The base classes of pipelines. A pipeline holds one or more loaded models."""
 
 import dataclasses
 import warnings
@@ -49,19 +49,19 @@ class Pipeline:
         self.device, self.bf16 = device, bf16
 
     def translate(self, sentences: Sequence[str], **settings: Any) -> list[str]:
-        """Translates sentences. Only for translation models."""
+        """Translates sentences. Raises UserError if the model is not a translation model."""
         raise self._unsupported("translate")
 
     def generate(self, prompts: Sequence[str] = ("",), **settings: Any) -> list[str]:
-        """Continues prompts. Only for language models."""
+        """Continues prompts. Raises UserError if the model is not a language model."""
         raise self._unsupported("generate")
 
     def classify(self, texts: Sequence[Any], *, truncate: bool | None = None) -> list[str]:
-        """Classifies texts. Only for classifiers."""
+        """Classifies texts. Raises UserError if the model is not a classifier."""
         raise self._unsupported("classify")
 
     def score(self, *texts: Sequence[str]) -> list[float]:
-        """Scores texts. Only for translation models and language models."""
+        """Scores texts. Raises UserError if the model is neither a translation model nor a language model."""
         raise self._unsupported("score")
 
     def evaluate(
@@ -79,20 +79,20 @@ class Pipeline:
         resamples: int = 1000,
         progress: bool = False,
     ) -> Report:
-        """Computes the metrics of a split or a text, for models of any task.
+        """Computes metrics of the model on a split or a text. Works for all tasks.
 
         Args:
             data: The location of the data. None: the training data.
             split: The split of the data.
             input: A text file to evaluate on instead of a split. "-": standard input.
-            references: With `input`: the files of its references, with one reference per line.
-            columns: With `input` and a classifier: the columns of the texts and the classes.
+            references: With `input`: the files of the references, with one reference per line.
+            columns: With `input` and a classifier: the columns of the file that contain the texts and the classes.
             names: The metrics. None: all available metrics of the task.
-            decode: Whether to compute the model's outputs, for metrics that need them.
+            decode: True to decode the model's outputs, for metrics that need them.
             search: The settings of the search.
             batching: The maximum size of a batch. None: 4096 tokens.
             resamples: The number of bootstrap samples for confidence intervals of classifiers. 0: no intervals.
-            progress: Whether to show a progress bar on a terminal.
+            progress: True to show a progress bar on a terminal.
 
         Returns:
             A `Report`: `report.scores["bleu"].value`, `report.outputs`, `report.to_dict()`.
@@ -101,7 +101,7 @@ class Pipeline:
             UserError: If the data cannot be read, or if a metric is not available.
         """
         if len(self.models) > 1:
-            raise UserError("checkpoint= names several models, but only one can be evaluated.", "Set it to one model.")
+            raise UserError("checkpoint= has several models: ensembles cannot be evaluated.", "Set it to one model.")
         if references and input is None:
             raise UserError("reference= requires input=.", "A split already has references. Remove reference=.")
         for name in names or ():
@@ -147,7 +147,7 @@ class TextPipeline(Pipeline):
     decoder_type: type[BatchTranslator] = BatchTranslator
     samples_by_default = False
     free_text = False
-    """Whether outputs may have several lines."""
+    """True if an output may have several lines."""
 
     def sentence(self, line: str) -> Sentence:
         """Converts a line of text to an input of `decode`."""
@@ -162,7 +162,7 @@ class TextPipeline(Pipeline):
         return self.resolve(schema.from_dict(SearchConfig, settings))
 
     def resolve(self, search: SearchConfig) -> SearchConfig:
-        """Returns `search` with this model's default of `sampling`. Raises UserError if the settings are invalid."""
+        """Returns `search` with this model's default if `sampling` is None. Raises UserError if it is invalid."""
         fields = {name: getattr(search, name) for name in SearchConfig.__dataclass_fields__}
         if search.sampling is None:
             fields["sampling"] = self.samples_by_default
@@ -192,7 +192,7 @@ class TextPipeline(Pipeline):
             batching: The maximum size of a batch.
             window: The number of sentences that are read and decoded at a time.
             first: The index of the first sentence. The random numbers of sampling depend on it.
-            score_targets: Whether to score the targets of the sentences instead of decoding.
+            score_targets: True to score the targets of the sentences instead of decoding.
             workers: The number of worker processes on a CPU, each with one thread. 0: decode in this process.
         """
         decoder = self.decoder_type(
@@ -220,24 +220,24 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """Returns `texts`. Raises TypeError if it is not a list of strings, UserError if its length is not `count`."""
+    """Returns `texts`. Raises TypeError if it is not a list of strings, or UserError if its length is not `count`."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a list of strings, not of {type(text).__name__}")
     if count is not None and len(texts) != count:
-        raise UserError(f"There are {how_many(len(texts), name.removesuffix('s'))} for {count:,} inputs.")
+        raise UserError(f"There are {how_many(len(texts), name.removesuffix('s'))}, but {count:,} inputs.")
     return texts
 
 
 def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]:
-    """Yields the translations, and warns at the end if inputs or prefixes were truncated."""
+    """Yields the translations. Warns at the end if inputs or prefixes were truncated."""
     sources = prefixes = 0
     for translation in translations:
         sources += translation.truncated
         prefixes += translation.prefix_truncated
         yield translation
-    for count, noun in ((sources, "input"), (prefixes, "prefix")):
+    for count, noun in ((sources, "Inputs"), (prefixes, "Prefixes")):
         if count:
-            warnings.warn(f"{noun} too long for the model, truncated at the end: {count:,}", stacklevel=3)
+            warnings.warn(f"{noun} that were truncated to the model's maximum length: {count:,}", stacklevel=3)

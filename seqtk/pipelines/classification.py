@@ -30,11 +30,11 @@ class Classification:
     probabilities: dict[str, float]
     """The probability of each class, in the order of the classes."""
     truncated: bool = False
-    """Whether the text was truncated to the model's limit."""
+    """True if the text was truncated to the model's maximum length."""
 
 
 class ClassificationPipeline(Pipeline):
-    """A classifier, or an ensemble of them, which averages their probabilities."""
+    """A classifier, or an ensemble of classifiers, which averages their probabilities."""
 
     task: ClassificationTask
 
@@ -43,7 +43,7 @@ class ClassificationPipeline(Pipeline):
 
         Args:
             texts: One string for each example; for a matching model, a pair of strings.
-            truncate: Whether to truncate texts that are too long at the end; otherwise they are an error. None: as in
+            truncate: True to truncate texts that are too long at the end; False to raise an error. None: as in
                 training.
 
         Raises:
@@ -53,12 +53,12 @@ class ClassificationPipeline(Pipeline):
         return [result.label for result in self._classify(texts, truncate)]
 
     def probabilities(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[dict[str, float]]:
-        """Returns the probability of each class by its name, for each text. Arguments and errors: see `classify`."""
+        """Returns, for each text, name of a class → probability. Arguments and errors: see `classify`."""
         return [result.probabilities for result in self._classify(texts, truncate)]
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes, in the order of their numbers."""
+        """The names of the classes, in the order of their indices."""
         return list(self.task.classes)
 
     def predict(
@@ -78,8 +78,8 @@ class ClassificationPipeline(Pipeline):
             truncate: See `classify`.
             batching: The maximum size of a batch.
             window: The number of texts that are read at a time, to be batched by length.
-            noun: The name of a text in errors, followed by its number.
-            first: The number of the first text.
+            noun: The noun for a text in errors, such as "Line". The number of the text follows it.
+            first: The number of the first text in errors.
         """
         truncate = self.task.config.truncate if truncate is None else truncate
         limits = [model.length_limit("source") for model in self.models]

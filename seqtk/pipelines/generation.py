@@ -23,7 +23,7 @@ SCORING_BATCH = BatchingConfig(max_tokens=4096)
 
 
 class GenerationPipeline(TextPipeline):
-    """A language model, or an ensemble of them."""
+    """A language model, or an ensemble of language models."""
 
     task: LanguageModelingTask
     decoder_type = BatchGenerator
@@ -44,7 +44,7 @@ class GenerationPipeline(TextPipeline):
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """Returns the mean natural-log probability per token, EOS included, of each text. A text is one line."""
+        """Returns the mean log-probability per token of each text, including EOS, in nats. A text is one line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
         return self._scores(Sentence(row, target=row) for row in rows)
@@ -64,29 +64,29 @@ class GenerationPipeline(TextPipeline):
         output: str | None = None,
         progress: bool = False,
     ) -> "CorpusScores":
-        """Scores every token of a text once.
+        """Computes the log-probability of every token of a text once.
 
         Args:
             data: A data-bin folder. None: the training data.
             split: The split of `data`.
             input: A text file to score instead of a split, encoded with the model's vocabulary. "-": standard input.
-            text: The original text, whose size metrics per word and per byte use. None: the size that preprocessing
-                recorded.
+            text: The original text, for metrics per word and per byte. None: its size is read from the data-bin.
             break_mode: How the text is split into samples. None: as in training.
             tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
-            context_window: The number of these tokens that are context, which is read but not scored again.
-            streams: For models with recurrent state: the number of contiguous streams in which the text is read.
+            context_window: The number of tokens of a sample that are context: the model reads them again, without
+                scoring them.
+            streams: For models with recurrent state: the number of contiguous streams into which the text is split.
                 None: as in training.
             batching: The maximum size of a batch.
-            output: A file for the scores of all tokens, one line of JSON for each line of the text.
-            progress: Whether to show a progress bar on a terminal.
+            output: A file for the scores of all tokens, with one line of JSON per line of the text.
+            progress: True to show a progress bar on a terminal.
         """
         if input is not None and data is not None:
-            raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
+            raise UserError("input= and data= are both set.", "Set only one of them: a text file, or a data-bin.")
         if streams is not None and context_window:
             raise UserError(
                 "streams= and context_window= are both set.",
-                "Set only one of them: with streams=, the recurrent state takes the place of the context window.",
+                "Set only one of them: with streams=, the recurrent state replaces the context window.",
             )
         task = self.task
         with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ class CorpusScores:
     unknown_tokens: int
     samples: int
     text: TextCount | None
-    """The size of the original text, if it is known."""
+    """The size of the original text, or None if it is unknown."""
 
     @property
     def metrics(self) -> dict[str, Score]:

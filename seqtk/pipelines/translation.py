@@ -10,7 +10,7 @@ from seqtk.tasks.translation import TranslationTask
 
 
 class TranslationPipeline(TextPipeline):
-    """A translation model, or an ensemble of them."""
+    """A translation model, or an ensemble of translation models."""
 
     task: TranslationTask
 
@@ -21,7 +21,7 @@ class TranslationPipeline(TextPipeline):
 
         Args:
             sentences: Source texts of one line each.
-            prefixes: The text that each translation must begin with.
+            prefixes: One text for each sentence, with which its translation must begin.
             **settings: Fields of `SearchConfig`: `beam=5`, `length_penalty=0.6`, `sampling=True`, …
 
         Returns:
@@ -33,7 +33,7 @@ class TranslationPipeline(TextPipeline):
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """Returns the mean natural-log probability per token, EOS included, of each target given its source."""
+        """Returns the mean log-probability per token of each target given its source, including EOS, in nats."""
         lines = as_lines(sources, "sources")
         pairs = zip(lines, as_lines(targets, "targets", count=len(lines)), strict=True)
         return self._scores(self.sentence(line, references=(target,)) for line, target in pairs)
@@ -45,9 +45,9 @@ class TranslationPipeline(TextPipeline):
 
         Args:
             line: The source text.
-            references: Its reference translations.
+            references: The reference translations of the source.
             prefix: The text that the translation must begin with.
-            prefix_size: The number of tokens of the first reference that the translation must begin with.
+            prefix_size: The translation must begin with this many tokens of the first reference.
         """
         task, target, prefix_ids = self.task, None, None
         if references:

@@ -97,7 +97,7 @@ class TestTranslate:
         model = run.load()
         assert isinstance(model, seqtk.TranslationPipeline)
         assert all(text.startswith("zebra") for text in model.translate(SENTENCES, prefixes=["zebra"] * 3))
-        with pytest.warns(UserWarning, match="prefix"):
+        with pytest.warns(UserWarning, match="Prefixes"):
             model.translate(["w1"], prefixes=["w1 w2 w3"], max_length_b=1)
         with pytest.raises(UserError, match="2 prefixes"):
             model.translate(SENTENCES, prefixes=["a", "b"])
