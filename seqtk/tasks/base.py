@@ -1,4 +1,4 @@
-"""The base of tasks. A task defines the data, the head of the model, and the metrics."""
+"""The base class of tasks. A task defines the data, the head of the model, and the metrics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.progress import Reporter
 
 Assets = dict[str, str]
-"""The parts of a task that are stored in model files as text, by name: vocabularies, tokenizers and classes."""
+"""Name → text of each part of a task that model files store: vocabularies, tokenizers and classes."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class TaskConfig:
 
     data: str = setting("", help="Location of the data; for the default source, a data-bin folder.")
     source: SourceConfig = DataBinSourceConfig()
-    made_by: str = setting("", help="Command that makes the data. It is shown in the error if the data are missing.")
+    made_by: str = setting("", help="Command that makes the data. The error for missing data shows it.")
     mix: tuple[CorpusConfig, ...] = setting(
         (),
-        help="Corpora to train on: [{data: A, weight: 2}, {data: B}]. They must have the vocabulary of task.data, "
-        "which is still used for validation and test. []: train on task.data.",
+        help="Corpora to train on: [{data: A, weight: 2}, {data: B}]. They must have the vocabulary of task.data; "
+        "validation and test still use task.data. []: train on task.data.",
     )
     temperature: float = setting(
         1.0,
@@ -58,7 +58,7 @@ tasks: Registry["Task"] = Registry("task", TaskConfig)
 
 @dataclass(frozen=True)
 class TooLong:
-    """The examples of one side that are longer than the model's limit."""
+    """The examples whose source (or target) is longer than the model allows."""
 
     side: Side
     limit: int
@@ -75,27 +75,27 @@ class Task:
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
-    """The default metrics of validation and reports. Unavailable ones are omitted."""
+    """The default metrics of validation and reports. Metrics that are not available are omitted."""
     unit: ClassVar[str] = "tokens"
-    """The noun for targets, in the plural, for names such as `tokens_per_second`."""
+    """The plural noun for targets in names such as `tokens_per_second`."""
     sides: ClassVar[tuple[Side, ...]] = ("source", "target")
-    """The side of the model that reads each column of `sizes_ND`, whose lengths must not exceed the side's limit."""
+    """For each column of `sizes_ND`, the side of the model ("source" or "target") whose maximum length applies."""
 
     def __init__(self, config: Any, *, assets: Mapping[str, str] | None = None) -> None:
         self.config = config
 
     @property
     def joins_sides(self) -> bool:
-        """Whether a batch pads all sides of its examples to the same length, because one encoder reads all of them."""
+        """True if one encoder reads all sides of the examples, so that a batch pads all sides to the same length."""
         return len({*self.sides}) < len(self.sides)
 
     @property
     def continuous(self) -> bool:
-        """Whether the examples are contiguous, as `batch.streams` requires."""
+        """True if the examples are contiguous, as `batch.streams` requires."""
         return False
 
     def assets(self) -> Assets:
-        """Returns the assets to store in model files, from which the constructor builds the task without its data."""
+        """Returns the assets to store in model files. From them, the constructor builds the task without its data."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset:
@@ -108,7 +108,7 @@ class Task:
 
     @contextmanager
     def reading(self, data: Any) -> Iterator[None]:
-        """Context manager in which the task reads other data. Raises UserError if they cannot be read."""
+        """Context manager in which the task reads different data. Raises UserError if they cannot be read."""
         raise UserError("This task does not support data other than its training data.", f"Remove {data}.")
         yield
 
@@ -132,7 +132,7 @@ class Task:
     def text_size(self, split: str, targets: float) -> TextCount | None:
         """Returns the size of a split's original text, or None if it is unknown.
 
-        It is also None if `targets`, the number of scored targets, is not the number of all tokens of the split.
+        Also returns None if `targets`, the number of scored targets, is not the number of all tokens of the split.
         """
         return None
 
@@ -142,7 +142,7 @@ class Task:
 
     @classmethod
     def has_outputs(cls) -> bool:
-        """Returns whether this task implements `outputs`, for the metrics that need them."""
+        """Returns True if this task implements `outputs`, for metrics that need the model's outputs."""
         return cls.outputs is not Task.outputs
 
     def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
@@ -152,7 +152,7 @@ class Task:
             split: The split that is read.
             stats: The names of the criterion's statistics.
             targets: The number of targets that are scored.
-            outputs: Whether the model's outputs are computed.
+            outputs: True if the model's outputs are computed.
         """
         provided = {*stats}
         if outputs and self.has_outputs():
@@ -162,7 +162,7 @@ class Task:
         return provided
 
     def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator["TooLong"]:
-        """Yields the examples of each side that exceed the model's limit."""
+        """Yields, for each side, the examples that exceed the model's maximum length."""
         for sizes_N, side in zip(sizes_ND.T, self.sides, strict=False):
             limit = model.length_limit(side)
             if limit is not None and (sizes_N > limit).any():
@@ -170,13 +170,13 @@ class Task:
                 yield TooLong(side, limit, examples=longer_N, sizes=sizes_N[longer_N])
 
     def shortening(self, *, training: bool) -> str | None:
-        """Returns the setting that shortens examples, for the advice in errors; None if there is none."""
+        """Returns the setting that shortens examples, for the advice in errors, or None if there is no such setting."""
         return None
 
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> Report:
-        """Builds the report that `evaluate` returns."""
+        """Returns the report of an evaluation, the result of `evaluate`."""
         return Report(scores, {"examples": len(dataset), "targets": int(targets)}, list(outputs))
 
     @torch.no_grad()
@@ -199,11 +199,11 @@ class Task:
             step: Computes the statistics of a batch and the recurrent state after it, given the state before it.
             batches: The indices of the examples of each batch. Empty batches are skipped.
             search: The settings of the search for outputs. None: no outputs are computed.
-            continuous: Whether the rows of a batch continue the rows of the previous batch.
+            continuous: True if the rows of a batch continue the rows of the previous batch.
             before_each: Called before each batch, including empty ones.
 
         Returns:
-            The sums, in float64 on the device; the number of targets; the outputs, in the order of the batches.
+            (float64 sums on the device, the number of targets, the outputs in the order of the batches).
         """
         stats: Stats = {}
         outputs: list[Output] = []
@@ -248,14 +248,14 @@ class Task:
             split: The split of the task's data.
             criterion: The criterion, which computes the statistics. None: cross entropy.
             names: The metrics. None: all available metrics of the task.
-            decode: Whether to compute the model's outputs, for metrics that need them.
+            decode: True to compute the model's outputs, for metrics that need them.
             search: The settings of the search for outputs. None: the defaults.
-            references: Further sets of references, line by line, in addition to the references in the data.
-            batching: The maximum size of a batch. With `streams`, the text is read in this number of streams with
-                recurrent state.
-            bf16: Whether matrix products run in bfloat16.
+            references: Sets of references, line by line, in addition to those in the data.
+            batching: The maximum size of a batch. With `streams`, the text is split into this number of streams, each
+                with a recurrent state.
+            bf16: True to compute matrix products in bfloat16.
             resamples: The number of bootstrap samples for confidence intervals of classifiers. 0: no intervals.
-            progress: Shows a bar on a terminal.
+            progress: True to show a progress bar on a terminal.
 
         Raises:
             UserError: If a metric is not available, the split is empty, or an example is too long for the model.
@@ -268,10 +268,10 @@ class Task:
         for longer in self.too_long(dataset.sizes_ND, model):
             setting = self.shortening(training=False)
             raise UserError(
-                f"{how_many(len(longer.examples), 'example')} of split '{split}' exceed the model's limit of "
-                f"{longer.limit} {longer.side} tokens.",
+                f"Split '{split}' has {how_many(len(longer.examples), 'example')} with more than {longer.limit} "
+                f"{longer.side} tokens, the model's maximum.",
                 f"The first is example {longer.examples[0] + 1:,} with {longer.sizes[0]:,} tokens.",
-                f"Remove or shorten them{f', or set {setting}' if setting else ''}.",
+                f"Remove or shorten these examples{f', or set {setting}' if setting else ''}.",
             )
         streams = batching.streams
         batches = ordered_batches(dataset.sizes_ND, batching) if streams is None else stream_rows(len(dataset), streams)
@@ -302,8 +302,8 @@ class Task:
         for name in names or ():
             if name not in metrics.available(evaluation.provides):
                 raise UserError(
-                    f"metrics={name} is not available for split '{split}'.",
-                    f"Available: {', '.join(metrics.available(evaluation.provides))}.",
+                    f"metrics={name} cannot be computed for split '{split}'.",
+                    f"Available metrics: {', '.join(metrics.available(evaluation.provides))}.",
                 )
         scores = metrics.compute(self.metrics if names is None else names, evaluation)
         return self.report(scores, dataset=dataset, targets=targets, outputs=outputs)

@@ -39,7 +39,7 @@ from seqtk.utils.suggestions import nearest
 
 Ids = npt.NDArray[np.int64]
 MAX_CONFUSION_CLASSES = 20
-"""With more classes, the confusion matrix is not printed."""
+"""The confusion matrix of more classes than this is not printed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClassificationConfig(TaskConfig):
     """Settings of text classification: the data, the head and the class weights."""
 
     pool: Pool = setting(
-        "mean", help="Pooling of the features of a text. cls: the feature of a learned vector before the first token."
+        "mean", help="How the features of a text are pooled. cls: the feature of a learned vector before the text."
     )
     head_dim: int | None = setting(
         None, at_least=1, help="Width of the hidden layer of the head. null: no hidden layer."
@@ -55,7 +55,7 @@ class ClassificationConfig(TaskConfig):
     head_dropout: float = probability(0.0, help="Dropout of the pooled vector and the hidden layer.")
     eos: bool = setting(False, help="Append the token </s> to each text.")
     truncate: bool = setting(
-        False, help="Truncate texts that are too long for the model at the end. false: such texts are an error."
+        False, help="Truncate texts that exceed the model's maximum length. false: such texts are an error."
     )
     class_weights: Literal["balanced"] | tuple[float, ...] | None = setting(
         None,
@@ -70,7 +70,7 @@ class MatchingConfig(ClassificationConfig):
     """Settings of the classification of pairs of texts."""
 
     combine: Combination = setting(
-        "full", help="Input of the head, given the vectors x and y of a pair. concat: x, y. full: x, y, x * y, x - y."
+        "full", help="Input of the head, from the vectors x and y of a pair. concat: x, y. full: x, y, x * y, x - y."
     )
 
 
@@ -78,11 +78,11 @@ class LabelledTexts:
     """The examples of a split. Example i is `(i, ids of each text, class)`.
 
     Args:
-        sides: The items of each side of the data.
+        sides: The texts of the examples; for pairs, the first texts and the second texts.
         label_N: The class of each example.
-        eos: Whether texts end in EOS. An empty text always does.
+        eos: True if texts end in EOS. An empty text always ends in EOS.
         limit: The length to which texts are truncated. None: no limit.
-        lines: Returns the original text of the first side, or None if it is not stored.
+        lines: A function that returns the original (first) texts, or None if they are not stored.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ClassReport(Report):
         return [*super().lines(), "", heading, *rows, *self._confusion_lines(width)]
 
     def _confusion_lines(self, width: int) -> list[str]:
-        """Returns the confusion matrix as lines of text; no lines if it is too wide for a terminal."""
+        """Returns the confusion matrix as lines of text, or no lines if it is too wide for a terminal."""
         if len(self.classes) > MAX_CONFUSION_CLASSES:
             return []
         columns = [max(len(f"{count:,}") for count in column) for column in self.confusion_CC.T.tolist()]
@@ -144,7 +144,7 @@ class ClassReport(Report):
             + "  ".join(f"{count:>{size},}" for count, size in zip(row, columns, strict=True))
             for number, (name, row) in enumerate(zip(self.classes, self.confusion_CC.tolist(), strict=True))
         ]
-        return ["", "Rows are classes, columns are predictions:", f"{'':{width + 4}}  {numbers}", *rows]
+        return ["", "Confusion matrix (rows: classes, columns: predictions):", f"{'':{width + 4}}  {numbers}", *rows]
 
 
 @tasks.register("classification", ClassificationConfig)
@@ -156,7 +156,7 @@ class ClassificationTask(TextTask):
     unit = "examples"
     pairs: ClassVar[bool] = False
     _limit: int | None = None
-    """The model's maximum length of a text; set when the model is built."""
+    """The model's maximum length of a text. Set when the model is built."""
 
     def __init__(self, config: ClassificationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -191,8 +191,8 @@ class ClassificationTask(TextTask):
         if (source.target_lang is not None) != self.pairs:
             other = "classification" if self.pairs else "matching"
             raise UserError(
-                f"{source.name} holds {'single texts, not pairs' if self.pairs else 'pairs of texts'}.",
-                f"It is for task={other}.",
+                f"{source.name} contains {'single texts, not pairs' if self.pairs else 'pairs of texts'}.",
+                f"Set task={other} to use it.",
             )
         if hasattr(self, "classes"):
             for lang in self._langs(source):
@@ -201,7 +201,7 @@ class ClassificationTask(TextTask):
             if unknown:
                 name, place = source.first_of(unknown)
                 raise UserError(
-                    f"{place} has a class that the model does not know: '{name}'.",
+                    f"{place} has a class that the model does not have: '{name}'.",
                     nearest(name, self.classes),
                     "If only the names differ, map them by columns.classes=[VALUE:CLASS,...] of seqtk-preprocess.",
                 )
@@ -296,12 +296,12 @@ class ClassificationTask(TextTask):
         return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
 
     def encode(self, *texts: str) -> tuple[Ids, ...]:
-        """Encodes a text, or both texts of a pair, as the input of the model."""
+        """Returns the token ids of a text, or of both texts of a pair."""
         encoded = (self.vocabulary.encode(self.tokenizer.encode(text)) for text in texts)
         return tuple(ids if self.config.eos or len(ids) == 1 else ids[:-1] for ids in encoded)
 
     def check_image(self, row: Sequence[Ids], place: str) -> None:
-        """Raises UserError if the model reads images and `row` is not an image of their size. `place` names the row."""
+        """Raises UserError if the model reads images and `row` has a different size. The error begins with `place`."""
         if self.pixels is None:
             return
         for ids in row:
@@ -329,7 +329,7 @@ class ClassificationTask(TextTask):
         }
 
     def _token_values(self) -> list[float]:
-        """Returns each token as a number; NaN for special symbols. Raises UserError if a token is not a number."""
+        """Returns the number that each token represents (special symbols: NaN). Raises UserError for other text."""
         numbers = [float("nan")] * len(SPECIALS)
         for token in self.vocabulary.tokens[len(SPECIALS) :]:
             try:
@@ -341,7 +341,7 @@ class ClassificationTask(TextTask):
         return numbers
 
     def _pixels(self, source: Source) -> int | None:
-        """Returns the number of pixels per training image; None if the data are not images of one size."""
+        """Returns the number of pixels per training image, or None if the data are not images of one size."""
         if tuple(self.vocabulary.tokens[len(SPECIALS) :]) != PIXELS or self.config.truncate:
             return None
         sizes_N = source.split("train", source.source_lang).sizes
@@ -370,10 +370,10 @@ class ClassificationTask(TextTask):
         )
 
     def _class_counts(self, source: Source) -> list[float]:
-        """Returns the number of examples of each class in an epoch; with `task.mix`, the expected number."""
+        """Returns the number of examples of each class in an epoch (with `task.mix`, the expected number)."""
         if not self.config.mix:
             return list(np.bincount(source.labels("train"), minlength=len(self.classes)).tolist())
-        # Not `_corpora`, which needs the model's limit: there is no model yet.
+        # `_corpora` cannot be used: it needs the model's maximum length, but there is no model yet.
         corpora = map(self._corpus, self.config.mix)
         label_KN = [corpus.label_N for corpus in corpora if isinstance(corpus, LabelledTexts)]
         read_K = examples_per_epoch(
@@ -385,7 +385,7 @@ class ClassificationTask(TextTask):
         return list(np.dot(read_K, share_KC).tolist())
 
     def _weights(self, source: Source) -> list[float] | None:
-        """Returns the weight of each class; None: all weights are 1.
+        """Returns the weight of each class, or None if all weights are 1.
 
         Raises UserError if the training examples have only one class, or if the number of weights is wrong.
         """
@@ -393,13 +393,13 @@ class ClassificationTask(TextTask):
         present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:
             raise UserError(
-                f"All training examples in {source.name} have one class: {', '.join(map(repr, present))}.",
+                f"All training examples in {source.name} have the same class: {', '.join(map(repr, present))}.",
                 "A classifier needs examples of at least two classes.",
             )
         weights = self.config.class_weights
         if weights is None:
             return None
-        if weights == "balanced":  # scikit-learn's formula; the weight of a class without examples has no effect
+        if weights == "balanced":  # scikit-learn's formula. The weight of a class without examples has no effect.
             return [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
         if len(weights) != len(self.classes):
             raise UserError(
@@ -412,7 +412,7 @@ class ClassificationTask(TextTask):
 
 @tasks.register("matching", MatchingConfig)
 class MatchingTask(ClassificationTask):
-    """Classification of pairs of texts with a dual encoder: it encodes both texts separately, with the same weights."""
+    """Classification of pairs of texts. A dual encoder encodes both texts separately, with the same weights."""
 
     sides = ("source", "source")
     pairs = True

@@ -1,4 +1,4 @@
-"""Language modeling: predicts each token of a text. `SampleTask` is the base class of similar tasks."""
+"""Language modeling: the model predicts each token of a text. `SampleTask` is the base class of similar tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class SampleTask(TextTask):
     def connect(self, source: Source) -> None:
         if source.target_lang is not None:
             raise UserError(
-                f"{source.name} holds pairs of {source.source_lang} and {source.target_lang}.",
+                f"{source.name} contains pairs of {source.source_lang} and {source.target_lang}.",
                 "A language model needs monolingual text: use seqtk-preprocess without target_lang=.",
             )
         if hasattr(self, "vocabulary"):
@@ -75,14 +75,14 @@ class SampleTask(TextTask):
 
 @tasks.register("language_modeling", LanguageModelingConfig)
 class LanguageModelingTask(SampleTask):
-    """Language modeling: each token is predicted from the tokens before it."""
+    """Language modeling: the model predicts each token from the tokens before it."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
     sides = ("target",)
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config, assets=assets)
-        # Decoding uses these names.
+        # Decoding reads these attributes.
         self.source_vocabulary = self.target_vocabulary = self.vocabulary
         self.source_tokenizer = self.target_tokenizer = self.tokenizer
 

@@ -1,4 +1,4 @@
-"""Masked language modeling (Devlin et al. 2019, BERT): predicts masked tokens of a text."""
+"""Masked language modeling (Devlin et al. 2019, BERT): the model predicts masked tokens of a text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class MaskedLMConfig(LanguageModelingConfig):
 
 @tasks.register("masked_lm", MaskedLMConfig)
 class MaskedLMTask(SampleTask):
-    """Masked language modeling: predicts masked tokens from all others. The loss is per predicted token."""
+    """Masked language modeling: the model predicts masked tokens from all tokens. The loss is per masked token."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "accuracy")
     sides = ("source",)

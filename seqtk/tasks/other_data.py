@@ -32,18 +32,18 @@ def other_data(
     references: Sequence[str] = (),
     columns: Columns | None = None,
 ) -> Iterator[str]:
-    """Context manager in which a task reads other data. Yields the name of the split.
+    """Context manager in which a task reads different data. Yields the name of the split.
 
     Args:
         task: The task of a loaded model.
         data: The location of the data. None: the training data.
         split: The split of the data.
         input: A text file to read instead of a split. "-": standard input.
-        references: For a task with two sides: the files of the target side. Only the first is used.
-        columns: For a classifier: the columns of the texts and the classes in `input`.
+        references: For translation: the files with the references. Only the first file is read as the target.
+        columns: For a classifier: the columns of `input` that contain the texts and the classes.
     """
     if input is not None and data is not None:
-        raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of the data.")
+        raise UserError("input= and data= are both set.", "Set only one of them: a text file, or the location of data.")
     if not isinstance(task, TextTask):
         if input is not None or data is not None:
             raise UserError("This task does not support data other than its training data.", "Remove input= and data=.")
@@ -67,8 +67,8 @@ def other_data(
             elif isinstance(task, ClassificationTask):
                 if references:
                     raise UserError(
-                        "reference= does not apply to classifiers.",
-                        "Set columns.label= to the column of input= with the classes.",
+                        "reference= has no effect on classifiers.",
+                        "Set columns.label= to the column of input= that contains the classes.",
                     )
                 columns = columns or Columns()
                 if task.pairs and columns.second is None:
@@ -76,7 +76,7 @@ def other_data(
                 task.open(LabelledSource(LabelledSourceConfig(**vars(columns)), data=input))
                 yield "test"
             elif isinstance(task, TranslationTask) and not references:
-                raise UserError(f"input={input} has no translations.", "Set reference=FILE.")
+                raise UserError(f"input={input} requires reference translations.", "Set reference=FILE.")
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}
                 sides = parallel_lines([("input", input), *(("reference", path) for path in references[:1])])
@@ -90,14 +90,14 @@ def open_data(task: TextTask, data: str | None) -> None:
     """Opens data for a command that also has `input=`. None: the training data.
 
     Raises:
-        UserError: If there are no data, or they do not match the model.
+        UserError: If no data are set, or they do not match the model.
     """
     if not (data or task.config.data):
         raise UserError("No data is set.", "Set input=FILE, or data=DATA-BIN.")
     try:
         task.open(data)
     except OtherDictionaryError as error:
-        raise UserError(*str(error).splitlines(), "Or set input= to its text instead of data=.") from error
+        raise UserError(*str(error).splitlines(), "Or set input= to the text file instead of data=.") from error
 
 
 def _text_file(path: str, folder: Path) -> Path:
@@ -111,7 +111,7 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Returns the lines of each file. Files are given as (key, path), where `key` is the setting with the path.
+    """Returns the lines of each file. Each file is given as (key, path): the setting, and its value.
 
     Raises UserError unless all files have the same number of lines.
     """

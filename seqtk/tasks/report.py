@@ -12,11 +12,11 @@ class Report:
     """The result of `Task.evaluate`."""
 
     scores: dict[str, Score]
-    """The score of each metric, by the name of the metric."""
+    """Name of a metric → its score."""
     counts: dict[str, int]
-    """Counts by name, for example the number of sentences."""
+    """Name → count, for example the number of sentences."""
     outputs: list[Output]
-    """The model's outputs in the order of the examples; empty if nothing was decoded."""
+    """The model's outputs in the order of the examples, or an empty list if nothing was decoded."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dict for JSON with one key for each score, signature, confidence interval and count."""

@@ -1,4 +1,4 @@
-"""The base of tasks on text, and the assets of tokenizers in a model file."""
+"""The base class of tasks on text, and the assets of tokenizers in a model file."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class TextTask(Task):
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
-        """Checks a newly opened source, and makes it use this task's vocabularies if the task already has them.
+        """Checks a newly opened source. If the task already has vocabularies, the source uses them from now on.
 
         Raises:
             UserError: If the source does not match the task or its vocabularies.
@@ -30,7 +30,7 @@ class TextTask(Task):
         """Returns the source of the data, and opens it if needed.
 
         Args:
-            data: Another location or source, which replaces the current one. None: the current source.
+            data: A location or source that replaces the current source. None: the current source.
 
         Raises:
             UserError: If the data cannot be read, or do not match the task or its vocabularies.
@@ -43,7 +43,7 @@ class TextTask(Task):
 
     @contextmanager
     def reading(self, data: str | Source) -> Iterator[None]:
-        """Context manager in which the task reads another location or source. Raises the errors of `open`."""
+        """Context manager in which the task reads a different location or source. Raises the errors of `open`."""
         before = self._source
         try:
             self.open(data)
@@ -75,7 +75,7 @@ class TextTask(Task):
                 raise UserError("A corpus has no data.", "Set data of each corpus: [{data: A, weight: 2}, {data: B}].")
             source = self._open(corpus.data, source_lang=corpus.source_lang, target_lang=corpus.target_lang)
             if source.epochs > 1:
-                raise UserError(f"{corpus.data} names several shards.", "List each shard as a corpus.")
+                raise UserError(f"{corpus.data} has several shards.", "List each shard as a corpus.")
             with self.reading(source):
                 examples = self.training_set(1)
             if not len(examples):

@@ -25,11 +25,11 @@ class TranslationConfig(TaskConfig):
     source_lang: str | None = setting(
         None, help="Source language. null: from the file names, if the folder has only one pair of languages."
     )
-    target_lang: str | None = setting(None, help="Target language. null: as for source_lang.")
+    target_lang: str | None = setting(None, help="Target language. null: from the file names, like source_lang.")
 
 
 class PairDataset:
-    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines`: the original text or None."""
+    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines` are the original texts, or None."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Returns whether a source is an empty line. Its translation is then empty, too."""
+        """Returns True if a source is an empty line. Then its translation is empty."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:

@@ -122,7 +122,7 @@ class TestRefusals:
     def test_data_with_one_class_is_refused(self, tmp_path: Path) -> None:
         folder = write_texts(tmp_path)
         (folder / "train.txt").write_text("yes\tw1\nyes\tw2\n")
-        with pytest.raises(UserError, match="one class: 'yes'"):
+        with pytest.raises(UserError, match="same class: 'yes'"):
             task_of(folder)
 
     def test_unknown_class_is_refused(self, texts: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ class TestTruncation:
     def test_start_of_a_run_prints_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
         run = trainer(texts, tmp_path, task__truncate=True, model__max_source_length=6)
         lines = banner(run, run._planned)
-        counted = [line for line in lines if line.startswith("Too long")]
+        counted = [line for line in lines if line.startswith("Truncated")]
         for split, line in zip(("train", "valid"), counted, strict=True):
             assert str(run.task.dataset(split).truncated) in line
 
