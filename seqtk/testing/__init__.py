@@ -1,1 +1,1 @@
-"""Tests of the contract of attention layers, for seqtk's layers and for layers of plug-ins."""
+"""Tests of the interface of attention layers, for seqtk's layers and for layers of plug-ins."""

@@ -60,12 +60,12 @@ class Law:
     roles: Role
     sizes: tuple[str, ...]
     slow: bool
-    """Whether the law takes seconds. `law_cases` and `run_laws` skip such laws unless `slow=True`."""
+    """True if the check takes seconds. `law_cases` and `run_laws` skip the law unless `slow=True`."""
     only_if: Callable[[Subject], bool]
     """An additional condition on the subject for the law to apply."""
 
     def applies(self, subject: Subject) -> bool:
-        """Returns whether the law applies to this subject."""
+        """Returns True if the law applies to this subject."""
         return subject.role in self.roles and subject.size.name in self.sizes and self.only_if(subject)
 
     @property
@@ -144,9 +144,9 @@ def law_cases(
         kind: The name under which the layer is registered.
         oracle: A function that computes the layer's output from its equations. None: skip the law
             `equals_the_reference`.
-        variants: Name → settings to check, as a mapping or a `Variant`, which also restricts roles and sizes. None: the
-            kind's defaults. `heads=2` and a small `max_length` are set where the kind has such settings.
-        device: The device of the layer. On an accelerator there is one more law: the outputs equal the CPU's.
+        variants: Name → settings to check, as a mapping or a `Variant`, which can also restrict roles and sizes. None:
+            the kind's defaults. `heads=2` and a small `max_length` are set if the kind has these settings.
+        device: The device of the layer. On an accelerator, one more law applies: the outputs equal those on the CPU.
         sizes: Any of "short" and "long".
         slow: Include the laws that take seconds (compilation).
 
@@ -176,10 +176,10 @@ def run_laws(
     sizes: Sequence[str] = ("short", "long"),
     slow: bool = False,
 ) -> int:
-    """Checks all laws of a registered kind and returns the number of cases; for the arguments see `law_cases`.
+    """Checks all laws of a registered kind, and returns the number of cases. For the arguments, see `law_cases`.
 
     Raises:
-        AssertionError: The layer breaks laws; the message has a line for each case.
+        AssertionError: The layer breaks laws. The message has one line for each case that fails.
     """
     cases = law_cases(kind, oracle=oracle, variants=variants, device=device, sizes=sizes, slow=slow)
     broken = []
@@ -211,11 +211,11 @@ def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: floa
 def expect_close_all(
     actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], message: str, tolerance: float
 ) -> None:
-    """Calls `expect_close` for each pair of two lists of gradients. None stands for a missing gradient."""
+    """Calls `expect_close` for each pair from two lists of gradients. None means a missing gradient."""
     for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         if one is None or other is None:
             zero = not any(tensor is not None and tensor.any() for tensor in (one, other))
-            expect(zero, f"{message}: tensor {number} has a gradient in one form only")
+            expect(zero, f"{message}: tensor {number} has a gradient in only one of the two")
         else:
             expect_close(one, other, f"{message} (tensor {number})", tolerance)
 
@@ -232,7 +232,7 @@ def refusal(message: str) -> Iterator[None]:
 
 
 def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
-    """Returns the outputs at real positions, then the gradients of a weighted sum of them for inputs and parameters."""
+    """Returns the outputs at real positions, then the gradients of their weighted sum for all inputs and parameters."""
     leaves = [*inputs.leaves(), *layer.parameters()]
     y_BTD = inputs.run(layer)
     weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
@@ -287,7 +287,7 @@ def future_is_invisible(subject: Subject) -> None:
             expect_close(
                 run(layer, padded.x_BTD[:, : t + 1]),
                 whole[:, : t + 1],
-                f"outputs 0 to {t} depend on how many positions follow",
+                f"outputs 0 to {t} depend on the number of later positions",
                 subject.size.tolerance,
             )
 
@@ -402,7 +402,7 @@ def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
         together = run_chain(inputs.x_BTD, inputs.pad_BS)
         for row, length in enumerate(subject.size.lengths):
             alone = run_chain(inputs.x_BTD[row : row + 1, :length], None)[0]
-            message = f"the row of {length} positions gives other outputs alone than in a batch"
+            message = f"the row of {length} positions gives different outputs alone and in a batch"
             expect_close(alone, together[row, :length], message, subject.size.tolerance)
 
 
@@ -420,7 +420,7 @@ def a_row_alone_equals_the_row_in_its_batch(subject: Subject) -> None:
             expect_close(
                 actual,
                 together[row, : len(actual)],
-                f"the row of {length} positions gives other outputs alone than in a batch",
+                f"the row of {length} positions gives different outputs alone and in a batch",
                 subject.size.tolerance,
             )
 
@@ -491,14 +491,14 @@ def sums_stay_in_float32(subject: Subject) -> None:
         allowed = subject.bfloat16_error
         expect(
             error <= allowed,
-            f"the {form} form rounds to bfloat16 between its linear maps: outputs move by {error:.2%}, "
-            f"{allowed:.2%} are allowed",
+            f"the {form} form rounds to bfloat16 between its linear maps: outputs change by {error:.2%}, "
+            f"but at most {allowed:.2%} is allowed",
         )
 
 
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Runs the hook after the forward pass of each module inside the block."""
+    """Context manager that runs the hook after each forward pass of the modules."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
@@ -521,7 +521,7 @@ def weights_survive_a_round_trip(subject: Subject) -> None:
     with torch.no_grad():
         before = inputs.run(layer)
         other.load_state_dict(layer.state_dict(), strict=True)
-        expect_close(inputs.run(other), before, "a layer with the loaded weights gives other outputs", 0)
+        expect_close(inputs.run(other), before, "a layer with the loaded weights gives different outputs", 0)
 
 
 @law(sizes=("short",))
@@ -557,7 +557,7 @@ def too_long_inputs_are_refused(subject: Subject) -> None:
 
 
 def subquadratic(subject: Subject) -> bool:
-    """Returns whether the layer declares `subquadratic` and operations are not naive, which takes quadratic memory."""
+    """Returns True if the layer declares `subquadratic` and operations are not naive (those take quadratic memory)."""
     return subject.make().subquadratic and not naive_mode()
 
 
@@ -569,7 +569,7 @@ def subquadratic_memory_is_linear(subject: Subject) -> None:
     layer = subject.make(dtype=torch.float32, **room)
     growth = peak_memory(layer, longer) / peak_memory(layer, long)
     allowed = 1.05 * longer / long
-    expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory, {allowed:.1f} are allowed")
+    expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory: more than {allowed:.1f} times")
 
 
 @law(sizes=("short",))
@@ -619,7 +619,9 @@ def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
         "dropout must draw from torch's generator: the same seed gives a different mask",
     )
     bias = float(noise_NRD.mean(0).norm() / noise_NRD.flatten(1).norm(dim=1).mean())
-    expect(bias < 0.6, f"dropout must keep the mean of outputs: over {draws} draws it moves by {bias:.0%} of the noise")
+    expect(
+        bias < 0.6, f"dropout must keep the mean of outputs: over {draws} draws it differs by {bias:.0%} of the noise"
+    )
     if subject.size is LONG:
         noise_NR = noise_NRD @ torch.linspace(-1, 1, noise_NRD.shape[2], dtype=torch.float64, device=subject.device)
         correlation_RR = torch.corrcoef(noise_NR.T).abs().nan_to_num(0).fill_diagonal_(0)
@@ -674,7 +676,7 @@ def gradients_equal_finite_differences(subject: Subject) -> None:
         with_dropout = f" with dropout={dropout}" if dropout else ""
         expect(
             error < 1e-5,
-            f"the slope along a direction{with_dropout} is {difference:.6g}, the gradient gives {sum(slopes):.6g}",
+            f"the slope along a direction{with_dropout} is {difference:.6g}, but the gradient gives {sum(slopes):.6g}",
         )
 
 
@@ -717,7 +719,7 @@ def heads_in_groups_give_the_same(subject: Subject) -> None:
 
 @contextmanager
 def heads_one_at_a_time(device: str) -> Iterator[None]:
-    """Makes `checkpoint_over_heads` process inputs of any length head by head, as it processes very long ones."""
+    """Context manager in which `checkpoint_over_heads` processes inputs of any length one head at a time."""
     before = head_checkpoint.MIN_LENGTH, head_checkpoint.CHUNK_ELEMENTS
     head_checkpoint.MIN_LENGTH, head_checkpoint.CHUNK_ELEMENTS = 0, {device: 1}
     try:

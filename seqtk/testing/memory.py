@@ -18,7 +18,7 @@ PADDING = 3
 
 
 class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the storage of every tensor that is created inside the context. Views count once."""
+    """Context manager that measures the memory of all tensors created inside it. Views of a tensor are not counted."""
 
     largest = 0
     """The number of elements of the largest tensor."""

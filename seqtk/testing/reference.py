@@ -31,13 +31,13 @@ class Problem:
     """Name → parameter or buffer."""
     x_BTD: Array
     attended_BSM: Array
-    """The memory of a CROSS layer; otherwise `x_BTD`."""
+    """The sequence that queries attend to: the memory of a CROSS layer, otherwise `x_BTD`."""
     pad_BS: Array
     """True at padding of `attended_BSM`."""
     _known: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
 
     def sees(self, row: int, query: int, key: int) -> bool:
-        """Returns whether the query can attend to the key in softmax attention of this role."""
+        """Returns True if the query can attend to the key in softmax attention of this role."""
         return not self.pad_BS[row, key] and not (self.role is Role.CAUSAL and key > query)
 
     def head(self, vector: Array, head: int) -> Array:
@@ -46,7 +46,7 @@ class Problem:
         return vector[head * size : (head + 1) * size]
 
     def linear(self, name: str, vector: Array) -> Array:
-        """Returns the linear layer `name` (its weight, and its bias if it has one) applied to a vector."""
+        """Applies the linear layer `name` (weight and, if any, bias) to a vector."""
 
         def product(vector: Array) -> Array:
             y: Array = self.weights[f"{name}.weight"] @ vector
@@ -55,7 +55,7 @@ class Problem:
         return self.once(name, product, vector)
 
     def once(self, name: str, function: Callable[[Array], Array], vector: Array) -> Array:
-        """Returns `function(vector)`, cached by name and vector: references compute the same keys repeatedly."""
+        """Returns `function(vector)`, cached by name and vector, because references compute the same keys often."""
         known = name, vector.tobytes()
         if known not in self._known:
             self._known[known] = function(vector)

@@ -31,14 +31,14 @@ class Size:
     reference_lengths: tuple[int, ...]
     """Shorter `lengths` for the comparison with a reference implementation, which is slow."""
     settings: Mapping[str, Any]
-    """Settings that are applied if the config has these fields and the variant does not set them."""
+    """Settings to apply if the config has these fields and the variant does not set them."""
     tolerance: float
-    """The largest allowed difference of results in float64."""
+    """The maximum difference of results in float64."""
 
 
 SHORT = Size("short", 8, 6, (6, 4, 1), 5, (6, 4, 1), {"heads": 2, "max_length": 12}, 1e-10)
 LONG = Size("long", 16, 12, (293, 131), 70, (139,), {"heads": 2, "max_length": 330}, 1e-9)
-"""Long enough for several blocks, chunks and windows, and longer than the short tensor of a cache, 256 positions."""
+"""Long enough for several blocks, chunks and windows, and longer than 256 positions, the short tensor of a cache."""
 SIZES = {size.name: size for size in (SHORT, LONG)}
 
 VERY_LONG = 2100
@@ -54,7 +54,7 @@ class Variant:
     """The roles in which the layer accepts these settings."""
     sizes: tuple[str, ...] = ("short", "long")
     bfloat16_error: float = 0.02
-    """The largest mean relative error of outputs that rounding to bfloat16 between the linear maps may cause."""
+    """The maximum mean relative error of outputs that rounding to bfloat16 between linear maps may cause."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Inputs:
 
     @property
     def attended(self) -> Tensor:
-        """The memory of a CROSS layer; otherwise x."""
+        """The sequence that queries attend to: the memory of a CROSS layer, otherwise x."""
         return self.x_BTD if self.memory_BSM is None else self.memory_BSM
 
     @property
@@ -78,7 +78,7 @@ class Inputs:
         return ~self.pad_BS
 
     def with_attended(self, new: Tensor) -> "Inputs":
-        """Returns the inputs with another memory (CROSS) or another x."""
+        """Returns a copy of the inputs with a new memory (CROSS) or a new x."""
         return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
 
     def rows(self, index: Any) -> "Inputs":
@@ -87,7 +87,7 @@ class Inputs:
         return Inputs(self.x_BTD[index], memory_BSM, None if self.pad_BS is None else self.pad_BS[index])
 
     def without_padding(self, layer: Attention) -> "Inputs":
-        """Returns the inputs with no position of x marked as padding; the memory of a CROSS layer keeps its padding."""
+        """Returns the inputs without the padding mask of x. The memory of a CROSS layer keeps its padding mask."""
         return self if layer.role is Role.CROSS else replace(self, pad_BS=None)
 
     def more_padding(self, count: int, *, value: float = 1.0) -> "Inputs":
@@ -117,7 +117,7 @@ def run(layer: Attention, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pa
 
 
 def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-    """Returns the outputs of one step per position of x, and the state after them."""
+    """Runs one step per position of x. Returns (outputs, the state after the last step)."""
     outputs = []
     for t in range(x_BTD.shape[1]):
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
@@ -158,7 +158,7 @@ class Subject:
         return layer.to(self.device, dtype).eval()
 
     def has(self, setting: str) -> bool:
-        """Returns whether the config has the setting."""
+        """Returns True if the config has the setting."""
         return any(field.name == setting for field in dataclasses.fields(self.config))
 
     def inputs(self, layer: Attention, *, lengths: Sequence[int] | None = None, seed: int = 1) -> Inputs:
