@@ -1,1 +1,1 @@
-"""The training loop, which all tasks share, and the state of a run."""
+"""The training loop of all tasks, and what belongs to a run: engines, logs, validation, checks and recovery."""

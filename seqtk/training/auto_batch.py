@@ -1,9 +1,9 @@
 """Finds the batch size that fits into memory, for `batch.max_tokens=auto` and `update_freq=auto`.
 
-The search runs forward and backward passes, without updates, over larger and larger batches of the longest examples and
-of examples of median length. On a GPU it measures the peak of the allocated memory and uses at most 90% of the free
-memory. On a CPU it estimates the peak as twice the size of the tensors stored for the backward pass, to allow for
-temporary tensors, and uses at most half of the free memory. A resumed run takes the size from its checkpoint.
+The search runs forward and backward passes, without updates, for increasing batch sizes: with the longest examples, and
+with examples of median length. On a GPU, it measures the peak of the allocated memory and uses at most 90% of the free
+memory. On a CPU, it estimates the peak as twice the size of the tensors stored for the backward pass, to allow for
+temporary tensors, and uses at most half of the free memory. A resumed run uses the size in its checkpoint.
 """
 
 import os
@@ -29,7 +29,7 @@ from seqtk.utils.errors import UserError, is_out_of_memory
 CPU_TOKENS, GPU_TOKENS = 4096, 131_072
 """The maximum number of tokens in a batch. Larger batches are not faster."""
 MIN_BATCHES = 8
-"""The minimum number of batches in an epoch, unless `batch.tokens_per_update` or an example needs larger batches."""
+"""An epoch has at least this many batches, unless `batch.tokens_per_update` or an example requires larger ones."""
 
 
 def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine) -> TrainConfig:
@@ -40,7 +40,7 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
     Args:
         config: The run's config.
         step: Computes the loss of a batch; not yet compiled or wrapped.
-        task: Collates the batches.
+        task: The task, which collates the batches.
         train_set: The training examples.
         engine: The engine of the run.
 
@@ -56,7 +56,7 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
         kept, longest = _kept(Path(config.save_dir)), _longest(train_set, batch)
         if not kept and share is not None and share < longest:
             raise UserError(
-                f"batch.tokens_per_update={total} is too small: the longest example has {longest:,} tokens.",
+                f"batch.tokens_per_update={total} is too small for the longest example, which has {longest:,} tokens.",
                 f"Set batch.tokens_per_update to {parts * longest} or more, or batch.max_length={share}.",
             )
         found = kept or min(engine.gather(_largest(step, task, train_set, batch, share, device=engine.device)))
@@ -69,7 +69,7 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
 
 def _longest(train_set: Dataset, config: BatchingConfig) -> int:
-    """Returns the length of the longest example that `batch.max_length` allows."""
+    """Returns the length of the longest example that is not longer than `batch.max_length`."""
     longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
@@ -100,7 +100,7 @@ def _largest(
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
-        return share or CPU_TOKENS  # there is no usable example: planning the epoch raises the error
+        return share or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
     least = int(longest_N[order_N[0]])
     most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
@@ -119,8 +119,8 @@ def _largest(
         size = min(4 * size, most)
     if fitting < least:
         raise UserError(
-            f"batch.max_tokens=auto: a batch of one example of {least:,} tokens does not fit into memory.",
-            f"Set batch.max_length to less than {least}, model.recompute_blocks=all, or smaller sizes in model.",
+            f"batch.max_tokens=auto: one example of {least:,} tokens does not fit into memory.",
+            f"Set batch.max_length to less than {least}, set model.recompute_blocks=all, or use a smaller model.",
         )
     return fitting
 
@@ -136,9 +136,9 @@ def _bytes(
     *,
     device: torch.device,
 ) -> int | None:
-    """Returns the bytes that a batch of `size` tokens needs, or None if it does not fit into memory.
+    """Returns the bytes that a batch of `size` tokens requires, or None if it does not fit into memory.
 
-    Takes the maximum over a batch of the longest examples and one of examples of median length.
+    This is the maximum of two batches: of the longest examples, and of examples of median length.
 
     Args:
         order_N: The usable examples, longest first.
@@ -164,7 +164,7 @@ def _bytes(
 
 
 def _pass(step: TrainStep, batch: Batch) -> int:
-    """Runs a forward and a backward pass. Returns the bytes that they need in addition to those already allocated."""
+    """Runs a forward and a backward pass. Returns the bytes that they allocate in addition to those in use before."""
     device = batch.ids_B.device
     step.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -179,7 +179,7 @@ def _pass(step: TrainStep, batch: Batch) -> int:
 
 
 def _optimizer_bytes(step: TrainStep) -> int:
-    """Returns the bytes of Adam's two moments for all trainable weights. Gradients are part of the measured pass."""
+    """Returns the size of Adam's two moments of all trainable weights in bytes. (`_pass` measures the gradients.)"""
     return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, which can be validated and saved instead of the weights."""
+"""Exponential moving average (EMA) of the weights. It can be validated and saved instead of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ from seqtk.training.parallel import local_part
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """Settings of the moving average of the weights, which spans about 1 / (1 - decay) updates."""
+    """Settings of the exponential moving average of the weights. It covers about 1 / (1 - decay) updates."""
 
     decay: float = probability(0.999, help="Decay rate of the average.")
     validate: bool = setting(True, help="Validate the average and save it as the best model, instead of the weights.")
 
 
 class WeightAverage:
-    """a ← d a + (1 - d) w after each update, with d = min(decay, (1 + t) / (10 + t)) after t updates.
+    """The average of the weights: a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) after t updates.
 
-    With the smaller d of the first updates, the average does not depend on the initial weights for long (as in
+    Because d is small in the first updates, the average soon no longer depends on the initial weights (as in
     TensorFlow's ExponentialMovingAverage). Frozen weights and buffers are not averaged. `tensors` has one average for
     each weight, sharded like the weight.
     """
@@ -33,7 +33,7 @@ class WeightAverage:
         self.tensors = {name: weight.clone() for name, weight in self._weights.items()}
 
     def update(self, step: int, *, made: Tensor) -> None:
-        """Updates the average after update `step`, counted from 0, if `made` is true: the update was not skipped."""
+        """Updates the average after update `step`, counted from 0. If `made` is false, the update was skipped."""
         share = 1 - min(self.config.decay, (1 + step) / (10 + step))
         weights, averages = self._parts()
         differences = torch._foreach_sub(weights, averages)
@@ -41,7 +41,7 @@ class WeightAverage:
         torch._foreach_add_(averages, differences)
 
     def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns this process's shards of the weights and of their averages."""
+        """Returns (this process's shards of the weights, its shards of the averages)."""
         return list(map(local_part, self._weights.values())), list(map(local_part, self.tensors.values()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -52,7 +52,7 @@ class WeightAverage:
 
     @contextmanager
     def in_validation(self) -> Iterator[None]:
-        """Context manager in which the model has the averaged weights, unless `config.validate` is false."""
+        """Context manager in which the model uses the averaged weights, unless `config.validate` is false."""
         if not self.config.validate:
             yield
             return

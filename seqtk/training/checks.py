@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def check_run(
     config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset, engine: Engine
 ) -> None:
-    """Checks stream settings, the lengths of examples, and whether the validation metrics are available.
+    """Checks the settings of streams, the lengths of examples, and the validation metrics.
 
     Raises:
         UserError: If a check fails. The error names the key to change.
@@ -45,7 +45,7 @@ def check_run(
         if not len(dataset):
             raise UserError(
                 f"The validation set '{name}' has no examples.",
-                "Set validation.split=null for no validation, or another split."
+                "Set validation.split to a different split, or to null for no validation."
                 if name == config.validation.split
                 else "Remove it from validation.sets.",
             )
@@ -54,7 +54,7 @@ def check_run(
         with reading_set(task, config, name) as split:
             _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
     if not len(kept):
-        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
+        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises an error with the reason
     numbers = [np.arange(len(dataset)) for dataset in validated.values()]
     read = zip(["training", *validated], [train_set, *validated.values()], [kept, *numbers], strict=True)
     _check_lengths(config, list(read), task=task, model=model)
@@ -63,9 +63,9 @@ def check_run(
 def _check_lengths(
     config: TrainConfig, read: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
 ) -> None:
-    """Raises UserError if an example is longer than the model's limit.
+    """Raises UserError if an example is longer than the model allows.
 
-    `read` holds (name, dataset, indices of the examples that are read) of the training set, then of validation sets.
+    `read` lists (name, dataset, indices of the examples that are read): first the training set, then validation sets.
     """
     for place, (split, dataset, numbers) in enumerate(read):
         sizes_ND = dataset.sizes_ND[numbers]
@@ -77,14 +77,14 @@ def _check_lengths(
             key, needed = f"model.{own}", int(longer.sizes.max())
             narrowest = model.most_restrictive_layer(side)
             if narrowest is not None and limit != getattr(config.model, own, None):
-                needed += (narrowest.max_length or 0) - limit  # memory tokens occupy positions, too
+                needed += (narrowest.max_length or 0) - limit  # memory tokens also occupy positions
                 key = config.length_key(narrowest.slot)
             number = numbers[longer.examples[0]]
             other = task.shortening(training=True) or (
                 f"batch.max_length={limit} to skip them" if place == 0 else "remove them from the validation text"
             )
             raise UserError(
-                f"{how_many(len(longer.sizes), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
+                f"{how_many(len(longer.sizes), f'{split} example')} too long: the model allows {limit} {side} tokens.",
                 f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
                 f"Set {key} to {needed}, or {other}.",
             )
@@ -92,7 +92,7 @@ def _check_lengths(
 
 _NEEDS = {
     OUTPUTS: "outputs, which this task does not have",
-    TEXT_SIZE: "the text size that seqtk-preprocess records in preprocess.json, and all tokens of the split",
+    TEXT_SIZE: "the text size in preprocess.json (from seqtk-preprocess), and all tokens of the split",
 }
 
 
@@ -104,14 +104,14 @@ def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[
         if missing:
             needs = ", ".join(_NEEDS.get(need, f"a criterion that returns '{need}'") for need in missing)
             raise UserError(
-                f"{key}={name} is not available for split '{split}' of {config.task.data}.",
-                f"It needs {needs}.",
-                f"Available: {', '.join(metrics.available(provided))}.",
+                f"{key}={name} cannot be computed for split '{split}' of {config.task.data}.",
+                f"It requires {needs}.",
+                f"Available metrics: {', '.join(metrics.available(provided))}.",
             )
 
 
 def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
-    """Yields lines that describe a run: its model, data, truncated and skipped examples, and planned batches."""
+    """Yields lines that describe a run: the model, the data, truncated and skipped examples, and planned batches."""
     config, engine, task, model, train_set = run.config, run.engine, run.task, run.model, run.train_set
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -121,7 +121,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     if frozen:
         yield f"{sum(frozen):,} parameters in {how_many(len(frozen), 'tensor')} are frozen."
     if isinstance(train_set, MixedExamples):
-        yield f"{how_many(len(kept), 'training example')} an epoch, of these corpora:"
+        yield f"{how_many(len(kept), 'training example')} per epoch, from these corpora:"
         yield from train_set.lines()
     else:
         yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
@@ -130,7 +130,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
         *validation_sets(task, config).items(),
     ):
         if dataset.truncated:
-            yield f"Too long for the model and truncated: {how_many(dataset.truncated, f'{split} example')}."
+            yield f"Truncated to the model's maximum length: {how_many(dataset.truncated, f'{split} example')}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""
@@ -141,14 +141,14 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     if limit is None:
         yield f"Padding: {padding}."
     else:
-        fewer = f" (fewer than batch.shapes={limit}, as the examples do not need more)" if used < limit else ""
+        fewer = f" (fewer than batch.shapes={limit}, because the examples do not require more)" if used < limit else ""
         yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
     yield from run.speed.lines()
 
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Context manager that checks `config`, and yields its engine, which is closed at the end."""
+    """Context manager that checks `config`, and starts and yields its engine. It closes the engine at the end."""
     config.check()
     keep_freed_memory()
     if config.threads:
@@ -169,7 +169,7 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
 
 @contextmanager
 def _deterministic(enabled: bool) -> Iterator[None]:
-    """Context manager that selects deterministic operators if enabled. An operator without one raises UserError."""
+    """Context manager that allows only deterministic operators if enabled. Other operators raise UserError."""
     before = torch.are_deterministic_algorithms_enabled()
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
@@ -181,20 +181,20 @@ def _deterministic(enabled: bool) -> Iterator[None]:
             raise
         problem = str(error).partition(", but")[0]
         raise UserError(
-            f"deterministic=true: {problem}.", "Set deterministic=false, or choose another layer."
+            f"deterministic=true: {problem}.", "Set deterministic=false, or choose a different layer."
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)
 
 
 def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
-    """Returns advice for a run that does not fit into memory."""
+    """Returns two lines of advice for a run that does not fit into memory."""
     recomputes = getattr(config.model, "recompute_blocks", None) != 0
     or_recompute = "" if recomputes else ", or model.recompute_blocks=all"
     if is_auto(config.batch.max_tokens):
         return (
-            "Less memory is free than when the value for batch.max_tokens=auto was chosen.",
-            f"End other programs on this device, set batch.max_tokens to a number{or_recompute}.",
+            "Less memory is free now than when batch.max_tokens=auto was resolved.",
+            f"Stop other programs on this device, set batch.max_tokens to a number{or_recompute}.",
         )
     key, value = "batch.max_tokens", config.batch.max_tokens
     if value is None:

@@ -2,8 +2,8 @@
 
 `compile=step` compiles the forward pass, the loss and the backward pass into one graph; `compile=blocks` compiles each
 block of a stack. With `batch.shapes`, each shape is compiled once; otherwise, one graph with dynamic shapes is used.
-Only training runs compiled code. Validation, decoding and the search for the cause of non-finite numbers run eagerly.
-Compiled code is stored in the user's cache, so that later runs of the same model start faster.
+Only training uses compiled code. Validation, decoding and the search for the cause of non-finite numbers run eagerly.
+Compiled code is cached on disk, so that later runs of the same model start faster.
 """
 
 import os
@@ -47,9 +47,9 @@ class Compilation:
     Args:
         step: The train step, before the engine wraps it.
         config: The run's config.
-        mode: Whether to compile each block, or the whole step.
+        mode: "blocks": compile each block. "step": compile the whole step.
         engine: The engine of the run.
-        log: Returns the logger of the run.
+        log: A function that returns the logger of the run.
 
     Raises:
         UserError: If the mode is "step" and the engine does not support it.
@@ -66,11 +66,11 @@ class Compilation:
     ) -> None:
         self.step, self.log, self.shapes = step, log, config.batch.shapes
         self.is_required = config.compile is not None
-        """Whether the config sets `compile`. If so, a layer that cannot be compiled is an error."""
+        """True if the config sets `compile`. Then a layer that cannot be compiled is an error."""
         self.mode: Literal["off", "blocks", "step"] = mode
         if mode == "step" and engine.compiles != "step":
             raise UserError(
-                "compile=step: this engine communicates between blocks, so the step cannot be compiled into one graph.",
+                "compile=step: this engine communicates between blocks, so it cannot compile the step into one graph.",
                 f"Set compile={engine.compiles}, or parallel=ddp.",
             )
         self._compute: Callable[..., tuple[Tensor, Stats, State]] = step.compute
@@ -95,15 +95,15 @@ class Compilation:
                 self._compute = torch.compile(self._compute, **options)
             for block in self._blocks if self.mode == "blocks" else []:
                 block.forward = _in_training(block, torch.compile(block.forward, **options))  # type: ignore[method-assign]
-        except RuntimeError as error:  # this Python or operating system has no torch.compile
+        except RuntimeError as error:  # torch.compile does not support this Python or operating system
             self._stop(error)
         self.step.compute = self._run  # type: ignore[method-assign]
 
     def _may_record(self, config: TrainConfig) -> bool:
-        """Returns whether the step can be recorded in CUDA graphs.
+        """Returns True if the step can be recorded in CUDA graphs.
 
-        A replay overwrites the outputs of the previous one, which gradient accumulation and recurrent states still
-        need. An adaptive softmax synchronizes with the host, to read the number of rare words.
+        A replay of a graph overwrites the outputs of the previous replay, but gradient accumulation and recurrent
+        states still need them. An adaptive softmax synchronizes with the host, to read the number of rare words.
         """
         reads = any(isinstance(module, AdaptiveHead) for module in self.step.modules())
         return bool(self.shapes and config.update_freq == 1 and config.batch.streams is None and not reads)
@@ -136,7 +136,7 @@ class Compilation:
         name = type(error).__name__
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), name)
         if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
-            why, fix = "is recompiled for each length", "Set batch.shapes=16"
+            why, fix = "is recompiled for every length", "Set batch.shapes=16"
         elif isinstance(error, torch._dynamo.exc.BackendCompilerFailed) or not isinstance(
             error, torch._dynamo.exc.TorchDynamoException
         ):
@@ -146,11 +146,11 @@ class Compilation:
             why, fix = f"cannot be compiled: {reason}", "Set compile=off"
         message = f"compile={mode}: {self._culprit(error)} {why}."
         if self.is_required:
-            raise UserError(message, f"{fix}, or choose another layer.")
+            raise UserError(message, f"{fix}, or choose a different layer.")
         self.log().info(f"Warning: {message} Training runs eagerly.")
 
     def _culprit(self, error: Exception) -> str:
-        """Returns the name of the attention layer in whose code the compiler failed, or else "the model"."""
+        """Returns the name of the attention layer whose code could not be compiled, or "the model"."""
         layers = {getsourcefile(type(layer)): layer for _, layer in self.step.model.attention_layers()}
         for path in reversed(re.findall(r'File "([^"]+)"', str(error))):
             if path in layers:
@@ -198,7 +198,7 @@ class _Watch:
         self.started: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
-        """Registers callbacks with torch, if they are not registered. `torch.compiler.reset` removes them."""
+        """Registers callbacks with torch if they are not registered, because `torch.compiler.reset` removes them."""
         from torch._dynamo.callback import callback_handler  # imported here, because it takes a second
 
         if self._start not in callback_handler.start_callbacks:
@@ -219,7 +219,7 @@ _watch = cache(_Watch)
 
 
 def _set_cache_folder() -> None:
-    """Sets the folder of compiled code to one in the user's cache, unless the environment sets another folder."""
+    """Caches compiled code in the user's cache folder, unless an environment variable sets a different folder."""
     named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # importing it sets the variable
 

@@ -59,11 +59,11 @@ class ValidationConfig:
     every: int = setting(0, at_least=0, help="Number of updates between validations. 0: at the end of each epoch.")
     split: str | None = setting(
         "valid",
-        help="Split of task.data, or name of one of validation.sets, that selects the best model. null: no validation.",
+        help="Split of task.data, or name of a set in sets, that selects the best model. null: no validation.",
     )
     sets: tuple[ValidationSet, ...] = setting(
         (),
-        help="Further sets whose metrics are logged: [{split: valid1}, {data: data-bin/other, split: test}].",
+        help="Additional sets whose metrics are logged: [{split: valid1}, {data: data-bin/other, split: test}].",
     )
     metric: str = setting(
         "loss", help="Metric that selects the best model. Each metric defines whether higher or lower is better."
@@ -75,7 +75,7 @@ class ValidationConfig:
 
     @property
     def named(self) -> dict[str, ValidationSet]:
-        """The sets by name. The first one selects the best model."""
+        """Name → set. The first set selects the best model."""
         if self.split is None:
             return {}
         others = {other.title: other for other in self.sets}
@@ -90,7 +90,7 @@ class ValidationConfig:
         ]
         if twice:
             raise UserError(
-                f"validation.sets has two sets named '{twice[0]}'.", "Set name= of an entry, or remove the entry."
+                f"validation.sets has two sets named '{twice[0]}'.", "Set the key name of one of them, or remove one."
             )
 
     def named_metrics(self) -> list[tuple[str, str]]:
@@ -109,8 +109,8 @@ class CheckpointConfig:
     )
     asynchronous: bool = setting(
         True,
-        help="Write checkpoints and best models in a background thread, from copies of the weights, while training "
-        "continues.",
+        help="Write checkpoints and best models in a background thread while training continues. The thread writes "
+        "copies of the weights.",
     )
     keep_last: int = setting(5, at_least=1, help="Number of recent checkpoints to keep; older ones are removed.")
     keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric. 0: none.")
@@ -128,7 +128,7 @@ class LogConfig:
     tensorboard: bool = setting(True, help="Also write to save_dir/tensorboard if log.sinks does not list tensorboard.")
     histograms: int = setting(0, at_least=0, help="Number of updates between histograms of the weights. 0: never.")
     peak_tflops: float | None = setting(
-        None, above=0, help="Peak TFLOP/s of the device in this precision, for mfu. null: from a table of known GPUs."
+        None, above=0, help="Peak TFLOP/s of the device in this precision, to compute mfu. null: known for many GPUs."
     )
     samples: int = setting(3, at_least=0, help="Number of outputs to log to TensorBoard at each decoded validation.")
 
@@ -138,7 +138,7 @@ class LogConfig:
         return self.sinks if listed or not self.tensorboard else (*self.sinks, TensorBoardConfig())
 
     def check(self) -> None:
-        """Raises UserError if a sink is listed twice or not available, or if no sink shows the histograms."""
+        """Raises UserError if a sink is listed twice or not available, or if no sink supports histograms."""
         kinds = [sinks.class_of(type(config)) for config in self.all_sinks()]
         names = [sinks.name_of(type(config)) for config in self.all_sinks()]
         for name, kind in zip(names, kinds, strict=True):
@@ -147,14 +147,14 @@ class LogConfig:
             kind.check()
         if self.histograms and all(kind.histogram is Sink.histogram for kind in kinds):
             raise UserError(
-                f"log.histograms={self.histograms} has no effect on the sinks {', '.join(names) or '[]'}.",
+                f"log.histograms={self.histograms} has no effect with the sinks {', '.join(names) or '[]'}.",
                 "Add tensorboard to log.sinks, or set log.histograms=0.",
             )
 
 
 Part = Literal["optimizer", "schedule", "data", "best"]
 PARTS: tuple[Part, ...] = ("optimizer", "schedule", "data", "best")
-"""The parts of a run's state, besides its weights, that a new run can start with."""
+"""The parts of the state of the run in `init_from`, besides its weights, that a new run can keep."""
 
 
 @dataclass(frozen=True)
@@ -173,18 +173,18 @@ class TrainConfig:
     )
     reset: tuple[Part, ...] = setting(
         PARTS,
-        help="Parts of the state to reset with init_from=RUN; parts that are not listed are kept. schedule: the number "
-        "of updates. data: the position in the epoch. best: the best metric and patience.",
+        help="With init_from=RUN: the parts of the run's state to reset; other parts are kept. schedule: the number of "
+        "updates. data: the position in the epoch. best: the best metric and patience.",
     )
     dry_run: bool = setting(
-        False, help="Print the model, its batches and the memory of an update, then stop without writing anything."
+        False, help="Print the model, the batches and the memory of an update, then stop without writing anything."
     )
     user_dir: str | None = setting(None, help="Package or module with plug-ins, which is imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Device. auto: a GPU if there is one.")
     parallel: EngineConfig | None = setting(
         None,
-        help="Parallelism over processes: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none.",
+        help="Parallelism over processes: none, ddp, fsdp2, or one of a plug-in. null: ddp under torchrun, else none.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",
@@ -196,7 +196,7 @@ class TrainConfig:
     )
     deterministic: bool = setting(False, help="Use only deterministic operators, which may be slower on a GPU.")
     non_finite: Literal["stop", "skip"] = setting(
-        "stop", help="If a loss, gradient or metric is NaN or infinite: stop the run, or skip the update."
+        "stop", help="What to do if a loss, gradient or metric is NaN or infinite: stop the run, or skip the update."
     )
     max_skips: int = setting(
         10, at_least=1, help="Maximum number of consecutive updates that non_finite=skip skips before the run stops."
@@ -204,14 +204,14 @@ class TrainConfig:
     profile: str | None = setting(
         None, help="START:STOP: write a trace of torch's profiler of these updates (numbered from 1) to save_dir."
     )
-    replay: str | None = setting(None, help="Only repeat the update in this replay file.")
+    replay: str | None = setting(None, help="Replay file. The run only repeats the update in this file.")
     threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
     max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
     max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
     max_hours: float = setting(
         0.0,
         at_least=0,
-        help="Hours after which the run saves a checkpoint and exits with code 138; the same command resumes it. "
+        help="After this many hours, the run saves a checkpoint and exits with code 138; the same command resumes it. "
         "0: no limit.",
     )
     update_freq: IntOrAuto = setting(
@@ -221,19 +221,19 @@ class TrainConfig:
     )
     clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
     freeze: tuple[str, ...] = setting(
-        (), help="Names of weights or modules to freeze, such as encoder or *.norm; * is a wildcard."
+        (), help="Names of weights or modules to freeze, such as encoder or *.norm (* is a wildcard)."
     )
     lr_scales: tuple[RateScale, ...] = setting(
         (),
-        help="Factors of the learning rate by name: [{name: encoder, scale: 0.1}]. If several match, the last applies.",
+        help="Factors of learning rates: [{name: encoder, scale: 0.1}]. If several match a weight, the last applies.",
     )
     layer_decay: float = setting(
         1.0,
         above=0,
         at_most=1,
-        help="Layer-wise decay: factor of the learning rate of each block relative to the block after it. 1: none.",
+        help="Layer-wise decay: ratio of the learning rate of a block to that of the next block. 1: no decay.",
     )
-    ema: AverageConfig | None = setting(None, help="Exponential moving average of the weights. null: none.")
+    ema: AverageConfig | None = setting(None, help="Exponential moving average of the weights. null: no average.")
     batch: BatchingConfig = BatchingConfig()
     task: TaskConfig = TranslationConfig()
     model: ModelConfig = TransformerConfig()
@@ -246,12 +246,12 @@ class TrainConfig:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The data type of autocast; None for float32, which does not use autocast."""
+        """The data type of autocast, or None for float32, which does not use autocast."""
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     @property
     def auto_keys(self) -> list[str]:
-        """The keys that are set to `auto`."""
+        """The keys whose value is `auto`."""
         values = {"batch.max_tokens": self.batch.max_tokens, "update_freq": self.update_freq}
         return [key for key, value in values.items() if is_auto(value)]
 
@@ -262,7 +262,7 @@ class TrainConfig:
             UserError: If the run has no end or no folder, or if settings contradict each other.
         """
         if not (self.max_updates or self.max_epochs):
-            raise UserError("Neither max_updates nor max_epochs is set, so the run has no end.", "Set one of them.")
+            raise UserError("max_updates and max_epochs are not set, so the run would never end.", "Set one of them.")
         if not self.save_dir.strip():
             raise UserError("save_dir= is empty.", "Set it to the folder for everything that the run writes.")
         if set(self.reset) != set(PARTS) and not self.init_from:
@@ -300,7 +300,7 @@ class TrainConfig:
     def _check_auto(self) -> None:
         if self.batch.tokens_per_update is not None and not self.auto_keys:
             raise UserError(
-                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect: no setting is auto.",
+                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect without a setting that is auto.",
                 "Set batch.max_tokens=auto or update_freq=auto, or batch.tokens_per_update=null.",
             )
         if self.auto_keys and self.batch.streams is not None:
@@ -308,8 +308,8 @@ class TrainConfig:
             raise UserError(f"{key}=auto is not possible with batch.streams.", f"Set {key} to a number.")
         if is_auto(self.update_freq) and (self.batch.tokens_per_update is None or self.batch.max_tokens is None):
             raise UserError(
-                "update_freq=auto requires the size of an update and of a batch.",
-                "Set batch.tokens_per_update and batch.max_tokens, or update_freq to a number.",
+                "update_freq=auto requires batch.tokens_per_update and batch.max_tokens.",
+                "Set both of them, or set update_freq to a number.",
             )
 
     def _check_metrics(self) -> None:
@@ -319,12 +319,12 @@ class TrainConfig:
             has_outputs = tasks.class_of(type(self.task)).has_outputs()
             if OUTPUTS in metrics[name].needs and has_outputs and not self.validation.decode:
                 raise UserError(
-                    f"{key}={name}: this metric needs the model's outputs.",
-                    "Set validation.decode=true, or choose another metric.",
+                    f"{key}={name} requires decoded outputs.",
+                    "Set validation.decode=true, or choose a different metric.",
                 )
 
     def is_over(self, state: TrainState) -> bool:
-        """Returns whether a run in this state has reached its end."""
+        """Returns True if a run in this state is finished."""
         return bool(
             (self.max_updates and state.update >= self.max_updates)
             or (self.max_epochs and state.position.epoch > self.max_epochs)
@@ -332,10 +332,10 @@ class TrainConfig:
         )
 
     def length_key(self, slot: str) -> str:
-        """Returns the key of `max_length` of the layers at `slot`: `attention.max_length` if it applies to them."""
+        """Returns the key of `max_length` of the layers at `slot`: the alias `attention.max_length` if possible."""
         try:
             changed = schema.update(self, "attention.max_length", 2**31)
-        except UserError:  # another layer that `attention` refers to has no such key
+        except UserError:  # some layer that `attention` refers to has no such key
             return f"{slot}.max_length"
         reaches = attrgetter(slot)(changed) != attrgetter(slot)(self)
         return "attention.max_length" if reaches else f"{slot}.max_length"

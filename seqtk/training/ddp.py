@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imported before there is a group: DDP imports this module, whose functions would keep the group as a default argument.
+# DDP imports this module, whose functions would keep the process group as a default argument. So it is imported before
+# the group exists.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
@@ -27,21 +28,21 @@ from seqtk.training.rendezvous import meet
 from seqtk.utils.errors import UserError
 
 REPORTING = 3.0
-"""Seconds within which all processes report that they have lost another process."""
+"""When a process is lost, all other processes report an error within this many seconds."""
 
 
 @dataclass(frozen=True)
 class DDPConfig(EngineConfig):
-    """Data parallelism: each process has a copy of the whole model, and gradients are averaged."""
+    """Data parallelism: each process has a full copy of the model, and gradients are averaged over processes."""
 
     timeout: float = setting(
-        300.0, at_least=1, at_most=1e6, help="Seconds after which all processes end if one does not respond."
+        300.0, at_least=1, at_most=1e6, help="If a process does not respond for this many seconds, all processes end."
     )
 
 
 @engines.register("ddp", DDPConfig)
 class DDP(Engine):
-    """DistributedDataParallel between the processes that torchrun started: nccl between GPUs, gloo between CPUs."""
+    """Uses DistributedDataParallel between the processes that torchrun started, with nccl (GPUs) or gloo (CPUs)."""
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
@@ -50,7 +51,7 @@ class DDP(Engine):
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         self._heartbeat: Heartbeat | None = None
         if self.size > 1 and not dist.is_initialized():
-            # Values on the host are always reduced with gloo, so that this never waits for a GPU.
+            # gloo reduces all values on the host, so that this never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
                 store, prefix = meet(rank=self.rank, size=self.size, timeout=self.timeout)
@@ -66,9 +67,9 @@ class DDP(Engine):
                     os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT")
                 )
                 raise UserError(
-                    f"Process {self.rank} of {self.size} could not connect to the others at {place}.",
+                    f"Process {self.rank} of {self.size} could not connect to the other processes at {place}.",
                     str(error).splitlines()[0][:200],
-                    "Start all of them with torchrun or srun, at the same time.",
+                    "Start all processes at the same time, with torchrun or srun.",
                 ) from error
             if int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) < self.size:  # on several hosts
                 host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -78,7 +79,8 @@ class DDP(Engine):
         if self.size == 1:
             return step
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are not synchronized: they are functions of the config, or tables that grow with the process's input.
+        # Buffers are not synchronized: they depend only on the config, or are tables that grow with the process's
+        # input.
         known = inspect.signature(DistributedDataParallel).parameters
         exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {exchange: False}
@@ -122,10 +124,10 @@ class DDP(Engine):
         if "timed out" in text or "timeout" in text:
             limit = f"parallel.timeout={self.timeout:g} seconds"
             return f"Process {named} did not respond to process {self.rank} within {limit}."
-        return f"Process {named} has ended, so process {self.rank} ends, too."
+        return f"Process {named} has ended, so process {self.rank} also ends."
 
     def _silent_processes(self) -> list[int]:
-        """Returns the ranks that do not report an error within seconds, because they have ended or do not respond."""
+        """Returns the ranks of processes that report no error within seconds: they have ended or do not respond."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(RuntimeError):  # the store may have ended with its process
             store = dist.distributed_c10d._get_default_store()

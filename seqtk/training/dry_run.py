@@ -1,4 +1,4 @@
-"""Dry runs, which print the model of a run, its batches and the memory of an update, and write nothing."""
+"""Dry runs. A dry run prints the model, the batches and the memory of an update, and writes nothing."""
 
 import itertools
 import time
@@ -23,7 +23,7 @@ from seqtk.utils.memory import peak_memory_gib
 
 
 def dry_run(config: TrainConfig) -> Iterator[str]:
-    """Builds the run of `config` and makes one update with its largest batch. Writes nothing.
+    """Builds the run of `config` and performs one update with its largest batch. Writes nothing.
 
     Yields:
         The lines to print. Only the first process yields lines.
@@ -34,7 +34,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
         plan = run.plan()
-        if not plan:  # with the changed batch settings, no usable example is left in this epoch
+        if not plan:  # the batch settings changed, and no usable example is left in this epoch
             run.state = run.state.replace(position=Position(run.state.position.epoch + 1))
             plan = run.plan()
         for line in itertools.chain(
@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 
 
 def _modules(run: Trainer) -> Iterator[str]:
-    """Yields the number of parameters of each module, and its factor of the learning rate if it is not 1."""
+    """Yields lines with the parameters of each module, and its factor of the learning rate if it is not 1."""
     config, parameters = run.config, dict(run.model.named_parameters())
     factors = rate_scales(run.model, config.lr_scales, layer_decay=config.layer_decay)
     rows = []
@@ -68,7 +68,7 @@ def _modules(run: Trainer) -> Iterator[str]:
 
 
 def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
-    """Yields the batches of an epoch, and the time and memory of an update with the largest one."""
+    """Yields lines about the batches of an epoch, and the time and memory of an update with the largest batch."""
     config, engine, sizes_ND = run.config, run.engine, run.train_set.sizes_ND
     batches, cells = real_batches(plan), positions(plan, sizes_ND)
     rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
@@ -99,7 +99,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
 
 
 def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
-    """Yields the memory of each part of an update in this process."""
+    """Yields lines with the memory of each part of an update in this process."""
     weights = [*run.model.parameters(), *run.model.buffers()]
     states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     parts = {

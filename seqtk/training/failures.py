@@ -1,4 +1,4 @@
-"""Handles updates and validations that are not finite: finds the cause, writes a replay file, and stops or skips.
+"""Handles updates and validations with NaN or infinite numbers: finds the cause, writes a replay file, stops or skips.
 
 Nothing in this file runs before a failure.
 """
@@ -30,7 +30,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
         update: The update.
 
     Raises:
-        NotFiniteError: Unless the update may be skipped. The state before the update is then saved.
+        NotFiniteError: Unless the update may be skipped. Before that, saves the state before the update.
     """
     ((_, micro_batches),) = load_updates([update], run.train_set, run.task.collate, device=run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
@@ -50,7 +50,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
         if len(run.skips) <= limit:
             run.log.info(f"Skipped: {problem} {replay}")
             return
-        problem = f"{how_many(limit, 'consecutive update')} were skipped, the limit of max_skips={limit}. {problem}"
+        problem = f"Skipped {how_many(limit, 'consecutive update')}, the maximum (max_skips={limit}). {problem}"
     if first_bad(run.full_weights()) is None and run.state.update != run.saved_at:
         run.save()
     raise NotFiniteError(problem, replay, _advice(run))
@@ -83,21 +83,24 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
 
 
 def refuse_weights(run: "Trainer", name: str) -> None:
-    """Raises NotFiniteError for the weight `name`, which is not finite."""
+    """Raises NotFiniteError: the weight `name` is not finite."""
     raise NotFiniteError(f"The weight {name} is not finite after update {run.state.update:,}.", _advice(run))
 
 
 def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
-    """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
+    """Writes a replay file with the inputs of all processes. Returns a line for the log."""
     every = run.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
     failure = Failure(run.state.update, training, scale, every)
     weights, path = run.engine.collect(tensors_of(run.model)), run.checkpoints.directory / "replay.safetensors"
     if run.engine.is_first:
         write_replay(path, failure, weights, config=schema.to_dict(run.config), assets=run.task.assets())
-    return f"Its {'training ' if training else ''}examples: {origin.examples}. To repeat it: seqtk-train replay={path}"
+    return (
+        f"{'Training examples' if training else 'Examples'} in the batch: {origin.examples}. "
+        f"To repeat it: seqtk-train replay={path}"
+    )
 
 
 def _advice(run: "Trainer") -> str:
-    saved = f"The last checkpoint is of update {run.saved_at:,}" if run.saved_at else "There is no checkpoint"
-    return f"{saved}; lower optimizer.lr or set clip_norm."
+    saved = f"The last checkpoint is from update {run.saved_at:,}" if run.saved_at else "There is no checkpoint"
+    return f"{saved}. Lower optimizer.lr or set clip_norm."

@@ -43,8 +43,8 @@ GPUS: dict[str, tuple[float, float, float]] = {
 }
 """GPU → peak TFLOP/s of matrix products in bf16, fp16 and fp32. 0: the hardware does not support this precision.
 
-The values come from the makers' data sheets and do not use sparsity. For GeForce GPUs they come from NVIDIA's white
-papers and use fp32 accumulation. fp32 is full precision without TF32, as by default in torch.
+The values are from the manufacturers' data sheets, without sparsity; for GeForce GPUs, from NVIDIA's white papers, with
+fp32 accumulation. fp32 is full precision without TF32, as by default in torch.
 """
 
 
@@ -61,9 +61,9 @@ class ModelFlops:
 
     Counts the weights of linear layers, convolutions and the output layer. In a model with an encoder and a decoder,
     source positions pass through the encoder and through the key and value projections of cross-attention, and target
-    positions through all other weights. In any other model all positions pass through all weights. Heads that pool a
-    sequence are not counted, and of an adaptive softmax only the band of the most frequent tokens is counted. Layers
-    that declare `subquadratic` compute no products of all queries and keys.
+    positions through all other weights. In any other model, all positions pass through all weights. Heads that pool a
+    sequence are not counted. For an adaptive softmax, only the band of the most frequent tokens is counted. Layers that
+    declare `subquadratic` compute no products of all queries and keys.
 
     Args:
         model: The model, before its weights are sharded.
@@ -72,9 +72,9 @@ class ModelFlops:
     def __init__(self, model: Model) -> None:
         self.is_pair = hasattr(model, "encoder") and hasattr(model, "decoder")
         self.source = self.target = 0
-        """The number of weights that each source and each target position is multiplied by."""
+        """The number of weights that a source position, and a target position, is multiplied by."""
         self.pairs = dict.fromkeys((Role.ENCODER, Role.CAUSAL, Role.CROSS), 0)
-        """Role → total width of its layers that compare every query with every key."""
+        """Role → total width of the layers in this role that compare every query with every key."""
         of_memory: set[nn.Module] = set()
         for _, layer in model.attention_layers():
             self.pairs[layer.role] += 0 if layer.subquadratic else layer.dim

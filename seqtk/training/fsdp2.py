@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FSDP2Config(DDPConfig):
-    """Fully sharded data parallelism: each process has a shard of the model, and gathers one block at a time."""
+    """Fully sharded data parallelism: each process stores a shard of the model, and gathers one block at a time."""
 
 
 @engines.register("fsdp2", FSDP2Config)
 class FSDP2(DDP):
-    """torch's `fully_shard` of each block, then of all other modules (Zhao et al. 2023, arXiv 2304.11277).
+    """Applies torch's `fully_shard` to each block, then to all other modules (Zhao et al. 2023, arXiv 2304.11277).
 
-    Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis. Under autocast
-    the weights of blocks are gathered in its dtype; gradients are added up over the processes in float32.
+    Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis. Under autocast,
+    the weights of blocks are gathered in autocast's dtype. Gradients are summed over processes in float32.
     """
 
     compiles = "blocks"
@@ -44,13 +44,13 @@ class FSDP2(DDP):
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
         self._releases: dict[FSDPModule, bool] = {}
-        """Every sharded module, and whether it releases its full weights after the forward pass."""
+        """(Sharded module, True if it releases its full weights after the forward pass) for all sharded modules."""
         self._rounded: list[nn.Module] = []
         """The sharded modules that gather their weights in autocast's dtype."""
         self._is_unsharded = False
         self._mesh: DeviceMesh | None = None
         self._writers: dist.ProcessGroup | None = None
-        """The group in which threads that write checkpoints communicate."""
+        """The process group for threads that write checkpoints."""
 
     @property
     def shards(self) -> bool:
@@ -60,24 +60,29 @@ class FSDP2(DDP):
         if self.size == 1:
             return step
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes 0.5 s, which other engines avoid
+        from torch.distributed.fsdp import (
+            MixedPrecisionPolicy,
+            fully_shard,
+        )  # the import takes 0.5 s, so only this engine makes it
 
         if self._writers is None:
             self._writers = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
         mesh = self._mesh = init_device_mesh(self.device.type, (self.size,))
         dtype = step.autocast if isinstance(step, TrainStep) else None
         if isinstance(step, TrainStep):
-            step.copies = None  # they would be of all weights
+            step.copies = None  # these copies would need all full weights
         precise = MixedPrecisionPolicy(cast_forward_inputs=False)
         rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
         check_shared(step, blocks)
         for module in (*blocks, step):
-            # What is left for `step` are tables, whose rows autocast does not round, and the last norms.
-            releases = module is not step and not penalized_layers(module)  # which read weights after the forward pass
+            # The other weights of `step` are tables, whose rows autocast does not round, and the last norms.
+            releases = module is not step and not penalized_layers(
+                module
+            )  # auxiliary losses read weights after the forward pass
             policy = rounded if releases and dtype is not None else precise
             sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=releases, mp_policy=policy)
-            sharded.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no average
+            sharded.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo does not support averages
             self._releases[sharded] = releases
             if policy is rounded:
                 self._rounded.append(module)
@@ -87,9 +92,9 @@ class FSDP2(DDP):
         return step
 
     def _widen(self, block: nn.Module, *_: Any) -> None:
-        """Lets norms, and layers with weights of other kinds, see these in float32, as autocast does not cast them.
+        """Converts weights that autocast does not cast, such as those of norms, to float32 for the forward pass.
 
-        An attribute of the module takes precedence over its parameter, which gets the gradient.
+        The converted weight is an attribute, which hides the parameter of the module. The parameter gets the gradient.
         """
         if not self._is_unsharded:
             for module in block.modules():
@@ -162,7 +167,7 @@ class FSDP2(DDP):
             result = step()
         except Exception as error:
             failure = error
-        # The problem of each process: whether it is an error of the user, and its message.
+        # The problem of each process: (True if it is a UserError, the message).
         problems: list[tuple[bool, str] | None] = [None] * self.size
         mine = None if failure is None else (isinstance(failure, UserError), str(failure))
         dist.all_gather_object(problems, mine, group=self._writers)
@@ -176,8 +181,9 @@ class FSDP2(DDP):
 
     def close(self) -> None:
         self._writers = None
-        # As in DDP, the last references to the group must go. torch caches layouts of tensors, which have the mesh.
-        # Other releases of torch may name these attributes differently; then only the threads of the group stay.
+        # As in DDP, the last references to the group must be deleted. torch caches tensor layouts, which refer to the
+        # mesh. Other releases of torch may name these attributes differently; then only the threads of the group
+        # remain.
         for module in self._releases:
             group = getattr(module._get_fsdp_state(), "_fsdp_param_group", None)
             if group is not None:
@@ -187,12 +193,12 @@ class FSDP2(DDP):
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns the parameters of a module, without the parameters of its submodules."""
+    """Returns (name, parameter) of a module, without the parameters of its submodules."""
     return list(module.named_parameters(recurse=False))
 
 
 def check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:
-    """Raises UserError if a block shares a weight with another module."""
+    """Raises UserError if a block shares a weight with a module outside the block."""
     owners: dict[nn.Parameter, set[int]] = defaultdict(set)
     inside = {module for block in blocks for module in block.modules()}
     rest = [parameter for module in step.modules() if module not in inside for parameter in module.parameters(False)]
@@ -202,6 +208,6 @@ def check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:
     shared = next((name for name, parameter in step.named_parameters() if len(owners[parameter]) > 1), None)
     if shared is not None:
         raise UserError(
-            f"parallel=fsdp2 cannot shard the model: a block shares the weight {shared.removeprefix('model.')}.",
+            f"parallel=fsdp2 cannot shard the model: {shared.removeprefix('model.')} is shared with other modules.",
             "Set parallel=ddp.",
         )

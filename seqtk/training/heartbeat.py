@@ -1,7 +1,7 @@
-"""Heartbeats, which end all processes of a run within seconds when a host becomes unreachable.
+"""Heartbeats. They end all processes of a run within seconds if a host becomes unreachable.
 
-The connections of a process that ends are closed, which the other processes detect. If a host loses its network or its
-power, its connections stay open, and without heartbeats the other processes would wait for `parallel.timeout`.
+When a process ends, its connections are closed, and the other processes detect this. If a host loses its network or its
+power, its connections stay open. Without heartbeats, the other processes would wait for `parallel.timeout`.
 """
 
 import os
@@ -21,7 +21,7 @@ FINISHED = -(10**9)
 class Heartbeat:
     """Sends heartbeats of this process to the store of the run, and monitors the heartbeats of the next rank.
 
-    If the next rank sends no more heartbeats, it is announced as lost to all processes in the store. One thread
+    If the next rank sends no more heartbeats, the store announces to all processes that it is lost. One thread
     communicates with the store, and may block if the host of the store is lost. A second thread ends this process if a
     process is lost or the store does not respond.
 
@@ -80,7 +80,7 @@ class Heartbeat:
             return
         host = f"on {self.address[0]} " if self._lost == 0 else ""
         print(
-            f"seqtk-train: Process {self._lost} {host}has vanished: no heartbeat for {LIMIT:g} seconds. "
+            f"seqtk-train: Process {self._lost} {host}is lost: no heartbeat for {LIMIT:g} seconds. "
             f"Process {self.rank} ends.",
             file=sys.stderr,
             flush=True,

@@ -14,33 +14,33 @@ from seqtk.training.speed import SPEED
 
 OVERFLOWS = "overflows"
 WEIGHT_SUFFIX = "/weight"
-"""The sum of the weights of statistic NAME is called NAME/weight."""
+"""The suffix of the name of a sum of weights: for statistic NAME, this is NAME/weight."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Values copied from the device to the host."""
+    """Values that were copied from the device to the host."""
 
     sums: dict[str, float]
-    """The sums of the interval by name."""
+    """Name → sum over the interval."""
     more: list[float]
-    """The elements of the tensor `more` of `Interval.read`."""
+    """The elements of `more`, the argument of `Interval.read`."""
     failed: tuple[TrainState, Update] | None
-    """The first update that was not finite, with the state before it; None if all were finite."""
+    """The first update that was not finite, with the state before this update. None: all updates were finite."""
 
 
 class Interval:
-    """Sums over the updates of a log interval, in float64 on the device. The host reads them only for log lines.
+    """Sums over the updates of a log interval, in float64 on the device. The host reads the sums only for log lines.
 
-    So the host does not notice at once when an update is not finite. From then on, all updates are skipped on the
-    device, until the host reads the sums.
+    If an update is not finite, the host notices this only when it reads the sums. Until then, the device skips all
+    further updates.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self.unread: list[tuple[TrainState, Update]] = []
-        """The updates since the sums were last read, each with the state before it."""
+        """(Update, state before the update) for all updates since the sums were last read."""
         self._device = device
         self.forget_failure()
 
@@ -48,10 +48,10 @@ class Interval:
         """Stops skipping updates after a failure."""
         self._finite = torch.ones((), dtype=torch.bool, device=self._device)
         self.has_failed = False
-        """Whether the host already knows that the last update failed."""
+        """True if the host already knows that the last update failed."""
 
     def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
-        """Returns whether an update changes the weights, and whether it is skipped to lower the loss scale, as tensors.
+        """Returns two boolean tensors: if an update changes the weights, and if it is skipped to lower the loss scale.
 
         Args:
             values: The norm of the gradient, then the statistics of the update.
@@ -81,8 +81,8 @@ class Interval:
             names: The names of the values: the norm of the gradient, then the statistics.
             values: One scalar for each name.
             weight: The weight of the update.
-            made: Whether the weights were changed; false for a skipped update.
-            overflow: Whether the update was skipped because float16 overflowed. Such updates are counted.
+            made: True if the weights were changed; False for a skipped update.
+            overflow: True if the update was skipped because float16 overflowed. These updates are counted.
             before: The sums when they were last read. Only the first call uses them, to continue a resumed interval.
         """
         if self._sums is None:
@@ -97,7 +97,7 @@ class Interval:
         """Reads the sums, and the elements of `more`, in one transfer. Returns None if there was no update.
 
         Args:
-            more: Another tensor in float64, if any.
+            more: An additional float64 tensor to read, or None.
             before: The sums when they were last read.
         """
         if self._sums is None:
@@ -118,9 +118,9 @@ def interval_values(
     Args:
         sums: The sums from `Interval.read`, and the seconds.
         names: The names of the metrics.
-        unit: The noun for targets, in the plural.
+        unit: The plural noun for targets.
         lr: The learning rate of the last update.
-        loss_scale: The loss scale of float16; None for other precisions.
+        loss_scale: The loss scale of float16. None: a different precision.
     """
     weight, count = sums["weight"], sums["updates"]
     others = ("weight", "updates", "seconds", "norm", OVERFLOWS)

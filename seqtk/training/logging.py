@@ -20,7 +20,7 @@ from seqtk.config.registry import Registry
 from seqtk.utils.files import disk_full_errors, write_text
 
 Metrics = Mapping[str, float | int | str]
-"""Values by name. A string is the signature of a metric, which records its settings."""
+"""Name → value. A string is the signature of a metric, which records its settings."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ sinks: Registry["Sink"] = Registry("sink", SinkConfig)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Information about a run for its sinks."""
+    """Information about a run that its sinks receive."""
 
     save_dir: Path
     resumed_at: int = 0
-    """The update of the checkpoint from which the run resumes; 0 for a new run."""
+    """The update of the checkpoint from which the run resumes. 0: a new run."""
     pending_validation: bool = False
-    """Whether the run starts with the validation of that update."""
+    """True if the run starts with the validation of that update."""
     max_updates: int = 0
-    """The configured number of updates; 0 if it is not set."""
+    """The configured number of updates. 0: it is not set."""
 
     def keeps(self, kind: str, update: int) -> bool:
-        """Returns whether to keep an earlier session's entry, because its update or validation is not repeated."""
+        """Returns True if an earlier session's entry is kept, because its update or validation is not repeated."""
         repeated = self.pending_validation and kind.startswith("valid") and update == self.resumed_at
         return 0 < update <= self.resumed_at and not repeated
 
 
 class Sink:
-    """Base class of sinks, to which metrics are written. Only the first process has sinks.
+    """Base class of sinks. A sink receives the metrics of a run. Only the first process has sinks.
 
     By default all methods do nothing. `kind` is `train`, `valid`, `valid/NAME` for another validation set, `examples`
     (the number of examples read from each of several corpora), or `attention`.
@@ -79,7 +79,7 @@ class Sink:
         """Writes the values of a log line of training or validation."""
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Writes values that are plotted, but not part of a log line."""
+        """Writes values that are plotted but do not appear in log lines."""
 
     def text(self, name: str, update: int, markdown: str) -> None:
         """Writes a sample output."""
@@ -135,12 +135,12 @@ class Console(Sink):
 
 @dataclass(frozen=True)
 class JsonlConfig(SinkConfig):
-    """One JSON object per line in save_dir/log.jsonl."""
+    """Writes one JSON object per line to save_dir/log.jsonl."""
 
 
 @sinks.register("jsonl", JsonlConfig)
 class Jsonl(Sink):
-    """Writes `{"kind": …, "update": …, metric: value, …}` per log interval and validation."""
+    """Writes a line `{"kind": …, "update": …, metric: value, …}` per log interval and validation."""
 
     def start(self, run: RunInfo) -> None:
         path = run.save_dir / "log.jsonl"
@@ -168,13 +168,13 @@ def _kept(line: str, run: RunInfo) -> bool:
 
 @dataclass(frozen=True)
 class TensorBoardConfig(SinkConfig):
-    """Curves, attention statistics and sample outputs in save_dir/tensorboard."""
+    """Writes curves, attention statistics and sample outputs to save_dir/tensorboard."""
 
 
 def _ignore_tensorboard(error: threading.ExceptHookArgs) -> None:
-    """Prints the exception of a thread, unless the thread is TensorBoard's.
+    """Prints the exception of a thread, except of TensorBoard's thread.
 
-    The writer's next call raises the exception of TensorBoard's thread again.
+    TensorBoard's writer raises the exception of its thread again in the next call.
     """
     if not type(error.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(error)

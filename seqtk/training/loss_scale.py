@@ -14,7 +14,7 @@ class LossScale:
 
     Args:
         device: The device of the state.
-        saved: The result of `state` from a checkpoint; None or empty for a new run.
+        saved: The result of `state` in a checkpoint. None or empty: a new run.
     """
 
     names = ("scale", "updates")
@@ -22,7 +22,7 @@ class LossScale:
     def __init__(self, *, device: torch.device, saved: Mapping[str, float] | None = None) -> None:
         start = {"scale": INITIAL, "updates": 0.0, **(saved or {})}
         self.values = torch.tensor([start[name] for name in self.names], dtype=torch.float64, device=device)
-        """The scale, and the number of updates since it last changed."""
+        """[the scale, the number of updates since it last changed]."""
 
     @property
     def scale(self) -> Tensor:
@@ -33,15 +33,17 @@ class LossScale:
         return dict(zip(self.names, values, strict=True))
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Returns whether an update has an overflow: the loss is finite, the gradient is not, and the scale can shrink.
+        """Returns a boolean tensor: True if an update has an overflow and the scale can be halved.
+
+        An update has an overflow if its loss is finite and its gradient is not.
 
         Args:
-            loss, gradient: Whether the loss and the gradient are finite, as scalar tensors.
+            loss, gradient: Boolean tensors: True if the loss, or the gradient, is finite.
         """
         return loss & ~gradient & (self.scale > SMALLEST)
 
     def update(self, *, made: Tensor, overflow: Tensor) -> None:
-        """Adapts the scale after an update that was `made` or had an overflow. Changes nothing after a failure."""
+        """Adapts the scale after an update that was `made` or had an overflow. After a failure, changes nothing."""
         scale, updates = self.values.unbind()
         updates = updates + made
         grows = updates >= GROWTH_EVERY

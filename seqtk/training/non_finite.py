@@ -1,6 +1,6 @@
-"""Finds the module in which an update or a validation first has numbers that are not finite.
+"""Finds the module in which NaN or infinite numbers first appear in an update or a validation.
 
-After a failure, the computation is repeated with hooks on all modules. Before that, this takes no time.
+After a failure, the computation is repeated with hooks on all modules. Without a failure, this takes no time.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class NotFiniteError(UserError):
 
 
 class Stage(IntEnum):
-    """The stages of a computation in which numbers can become non-finite. A failure makes all later stages fail."""
+    """The stages of a computation, in order. A failure in one stage makes all later stages fail."""
 
     WEIGHT = 0
     FORWARD = 1
@@ -55,24 +55,24 @@ class Origin:
             Stage.FORWARD: f"first in the output of {self.name}",
             Stage.BACKWARD: f"first in the gradient of the output of {self.name}",
             Stage.GRADIENT: f"first in the gradient of {self.name}",
-            Stage.NOWHERE: "but it was finite when it was repeated",
+            Stage.NOWHERE: "but it was finite when the update was repeated",
         }[self.stage]
 
     @property
     def examples(self) -> str:
-        """The examples as text."""
+        """The numbers of the examples as text."""
         more = ", …" if len(self.ids) > MAX_LISTED_EXAMPLES else ""
         return ", ".join(map(str, self.ids[:MAX_LISTED_EXAMPLES])) + more
 
 
 @dataclass
 class Probe:
-    """Records the inputs of a train step, and the first failure."""
+    """Records the inputs of a train step, and the first failure in it."""
 
     inputs: list[tuple[Batch, State]] = field(default_factory=list)
     """All micro-batches, each with its initial recurrent state."""
     found: Origin | None = None
-    """The first failure; None if there was none."""
+    """The first failure, or None."""
     at: int = 0
     """The index of the micro-batch of `found`."""
 
@@ -85,7 +85,7 @@ class Probe:
 
 @contextmanager
 def probing(step: TrainStep) -> Iterator[Probe]:
-    """Context manager with hooks on all modules of `step`, which fill the probe."""
+    """Context manager in which hooks on all modules of `step` record failures. Yields the probe with the records."""
     probe = Probe()
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Engines, which run the training step in one or several processes.
+"""Engines. An engine runs the training step in one or several processes.
 
 `none` is a single process. With `ddp` (`seqtk.training.ddp`) each process has a copy of the model, and with `fsdp2`
 (`seqtk.training.fsdp2`) a shard of it. To add an engine, a plug-in registers a subclass of `Engine` under the name for
@@ -35,7 +35,7 @@ class EngineConfig:
 
 
 class LostProcessError(Exception):
-    """Raised if another process of the run has ended or does not respond, and this process must end, too."""
+    """Raised if another process of the run has ended or does not respond, so that this process must also end."""
 
 
 engines: Registry["Engine"] = Registry("engine", EngineConfig)
@@ -43,7 +43,7 @@ engines: Registry["Engine"] = Registry("engine", EngineConfig)
 
 @dataclass(frozen=True)
 class NoneConfig(EngineConfig):
-    """A single process."""
+    """Trains in a single process."""
 
 
 @engines.register("none", NoneConfig)
@@ -74,12 +74,12 @@ class Engine:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and prints."""
+        """True if this is the process that writes files and prints."""
         return self.rank == 0
 
     @property
     def shards(self) -> bool:
-        """Whether every process saves and loads a part of the optimizer's state. If not, the first saves all of it."""
+        """True if each process saves and loads a part of the optimizer's state. False: the first saves all of it."""
         return False
 
     def wrap(self, step: nn.Module) -> nn.Module:
@@ -87,7 +87,7 @@ class Engine:
         return step
 
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        """Context manager in which backward passes reduce gradients over processes, or if disabled only accumulate."""
+        """Context manager in which backward passes reduce gradients over processes, or, if disabled, do not."""
         return nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Engine:
         return values
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Returns each number summed over the processes, in float64 on the host."""
+        """Returns the sum of each number over the processes, in float64 on the host."""
         return list(values)
 
     def unsharded(self, wrapped: nn.Module) -> AbstractContextManager[None]:
@@ -114,7 +114,7 @@ class Engine:
 
         Args:
             tensors: The tensors of this process. All processes have the same names.
-            copies: Whether to return copies, which do not share memory with `tensors`.
+            copies: True to return copies, which do not share memory with `tensors`.
         """
         whole: Tensors = {}
         for name, tensor in tensors.items():  # one at a time, to limit device memory; only the first process keeps them
@@ -135,7 +135,7 @@ class Engine:
         return full.to(like.device)
 
     def pieces(self, tensors: Tensors, *, copies: bool = False) -> Pieces:
-        """Returns the tensors of the optimizer, or the pieces of them, that this process saves. See `collect`."""
+        """Returns the optimizer's tensors, or pieces of tensors, that this process saves. See `collect`."""
         return Pieces(self.collect(tensors, copies=copies))
 
     def empty(self, full: Tensor, like: Tensor) -> Tensor:
@@ -143,14 +143,14 @@ class Engine:
         return torch.empty_like(full, device="cpu")
 
     def together(self, step: Callable[[], T]) -> T:
-        """Calls `step` in every process. If it raises an exception in one, all raise one.
+        """Calls `step` in every process. If it fails in one process, all processes raise an exception.
 
-        With `shards`, threads that write checkpoints call this while the training loop communicates.
+        With `shards`, the threads that write checkpoints call this method while the training loop communicates.
         """
         return step()
 
     def lost_processes(self, error: RuntimeError) -> str | None:
-        """Returns a message about lost processes if they caused `error`; None for any other error."""
+        """Returns a message about lost processes if they caused `error`, otherwise None."""
         return None
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Engine:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Returns this process's shard of a sharded tensor, as a view; other tensors are returned unchanged."""
+    """Returns this process's shard of a sharded tensor, as a view. Returns other tensors unchanged."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -168,7 +168,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def lost_process_errors(engine: Engine) -> Iterator[None]:
-    """Context manager that converts communication errors into a LostProcessError, which names the lost processes."""
+    """Context manager that converts communication errors into a LostProcessError with the ranks of lost processes."""
     try:
         yield
     except RuntimeError as error:
@@ -196,14 +196,13 @@ class TrainStep(nn.Module):
 
         Args:
             batch: The micro-batch.
-            state: The initial recurrent state of its rows; None for the start of a text.
+            state: The recurrent state of its rows before the micro-batch. None: its rows are starts of texts.
 
         Returns:
-            The loss, a sum over the targets; the statistics for metrics; the final recurrent state of the rows,
-            detached.
+            (loss, summed over the targets; statistics for metrics; detached recurrent state after the micro-batch).
         """
         total, stats, state = self.compute(batch, state)
-        if not batch.weight:  # a rank without examples only takes part in the all-reduce
+        if not batch.weight:  # a rank without examples only participates in the all-reduce
             total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
         return total, stats, state
 
@@ -233,7 +232,7 @@ def penalized_layers(module: nn.Module) -> list[Attention]:
 def seed_dropout(seed: int, update: int, rank: int, *, device: torch.device) -> None:
     """Seeds dropout for one rank in one update, from the run's seed.
 
-    `torch.manual_seed` would seed the same generators, but takes 0.2 ms longer to find that other devices are absent.
+    `torch.manual_seed` would seed the same generators, but it takes 0.2 ms longer, because it looks for other devices.
     """
     derived = int(np.random.SeedSequence([seed, update, rank]).generate_state(1)[0])
     torch.default_generator.manual_seed(derived)
@@ -270,13 +269,13 @@ def local_device(device: str) -> torch.device:
         UserError: If `device` is cuda and there is no GPU for this process.
     """
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if gpus == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):  # srun shows each process its own GPU only
+    if gpus == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):  # with srun, a process sees only one GPU
         local_rank = 0
     if device == "cpu" or (device == "auto" and not gpus):
         return torch.device("cpu")
     if local_rank >= gpus:
         raise UserError(
-            f"device={device}, but process {local_rank} of this machine has no GPU: there are {gpus}.",
+            f"device={device}: process {local_rank} of this machine has no GPU, because the number of GPUs is {gpus}.",
             "Start fewer processes, or set device=cpu.",
         )
     chosen = torch.device("cuda", local_rank)

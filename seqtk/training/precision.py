@@ -1,10 +1,10 @@
-"""Copies of weights in autocast's precision, which are updated once per update instead of at each use.
+"""Copies of weights in autocast's precision. They are converted once per update instead of at each use.
 
 Autocast converts each weight in each micro-batch, and each gradient back: two kernels for every matrix and bias. Here,
 one kernel converts the weights of all linear layers after an optimizer step, and one kernel converts all gradients of a
 group of blocks.
-Layers with the same input, such as the projections to queries, keys and values, are stacked in one copy, so that they
-are computed as one matrix product.
+Layers with the same input, such as the projections to queries, keys and values, share one copy, so that they are
+computed as one matrix product.
 
 Autocast is still enabled, for activations and the weights of other modules.
 """
@@ -26,7 +26,7 @@ from seqtk.modules.linear import Copies, Linear
 
 _BLOCK = re.compile(r"(.*?)\.(\d+)\.")
 BLOCKS_AT_ONCE = 2
-"""The number of blocks whose gradients are converted together, as soon as they are complete."""
+"""The number of blocks whose gradients are converted together, when all of them are complete."""
 
 
 class WeightCopies:
@@ -98,7 +98,7 @@ class WeightCopies:
 
 
 class _StepCounter:
-    """Counts the steps of all optimizers, since fused optimizers do not change `Tensor._version` of the weights."""
+    """Counts the steps of all optimizers, because fused optimizers do not change `Tensor._version` of the weights."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -112,7 +112,7 @@ _step_counter = cache(_StepCounter)
 
 
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
-    """Yields the parameters that share one buffer: the weights of stacked layers, then their biases."""
+    """Yields the parameters that share one buffer: the weights of layers with the same input, then their biases."""
     for maps in maps_of_block:
         yield [each.weight for each in maps]
         if maps[0].bias is not None:
@@ -129,7 +129,7 @@ def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
 
 
 class _Copies(torch.autograd.Function):
-    """Returns the existing copies of the weights. The backward pass converts their gradients for the weights."""
+    """Returns the existing copies of the weights. The backward pass converts the gradients of the copies."""
 
     @staticmethod
     def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:

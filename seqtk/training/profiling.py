@@ -1,4 +1,4 @@
-"""`profile=START:STOP`: a trace of some updates by torch's profiler."""
+"""The setting `profile=START:STOP`: torch's profiler records a trace of these updates."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ MAX_PROFILED = 100
 
 
 def profiled_updates(text: str) -> tuple[int, int]:
-    """Returns the first and the last update of `profile=START:STOP`. Raises UserError if it is not of this form."""
+    """Returns (first update, last update) of `profile=START:STOP`. Raises UserError for text of a different form."""
     found = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", text.strip())
     first, last = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= first <= last:
@@ -24,7 +24,7 @@ def profiled_updates(text: str) -> tuple[int, int]:
         )
     if last - first >= MAX_PROFILED:
         raise UserError(
-            f"profile={text}: a trace holds at most {MAX_PROFILED} updates, not {last - first + 1:,}.",
+            f"profile={text}: a trace can have at most {MAX_PROFILED} updates, not {last - first + 1:,}.",
             f"Set profile={first}:{first + 2}, for example.",
         )
     return first, last
@@ -50,7 +50,7 @@ class Profile:
             self._profiler.start()
 
     def close(self) -> str | None:
-        """Writes the trace, and returns a message with its path; None if nothing was recorded."""
+        """Writes the trace, and returns a message with its path, or None if nothing was recorded."""
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return None

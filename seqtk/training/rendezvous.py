@@ -1,6 +1,6 @@
-"""Rendezvous: all processes of a run agree on a prefix for their keys in the store, which is new at each restart.
+"""Rendezvous: all processes of a run agree on a prefix for their keys in the store. Each restart has a new prefix.
 
-torchrun keeps the same store when it restarts processes, so that a process could read the address of one that has ended
+torchrun keeps the same store when it restarts processes, so a process could read the address of one that has ended
 (https://github.com/pytorch/pytorch/issues/135712). torchrun's count of restarts cannot be used as a prefix, because
 each host counts separately.
 """
@@ -17,11 +17,11 @@ from torch.distributed.rendezvous import rendezvous
 from seqtk.utils.slurm import RUN_ID
 
 POLL = 0.02
-"""Seconds between two checks of the first process for new processes."""
+"""Seconds after which the first process checks again if new processes have arrived."""
 
 
 def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
-    """Waits for all processes. Returns the run's store, and a prefix for keys that only this start uses. Collective.
+    """Waits for all processes. Returns (the run's store, a prefix for keys of this start only). Collective.
 
     Args:
         rank, size: The rank of this process, and the number of processes.
@@ -36,11 +36,11 @@ def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
 
 
 def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout: float) -> str:
-    """Returns a prefix that is equal in all processes of this start, and new at each start.
+    """Returns a prefix that is the same in all processes of this start, and different at each start.
 
     The first process counts the starts. Each other process stores a unique name, and the first process answers with the
-    number of the start, stored under this name. See `meet`. Processes of another `run`, which found this store by
-    mistake, are not counted and get no prefix.
+    number of the start, stored under this name. See `meet`. Processes of a different `run` that use this store by
+    mistake are not counted and get no prefix.
     """
     store.set_timeout(timedelta(seconds=timeout))
     root = f"seqtk/{run}"
@@ -63,7 +63,9 @@ def _gather(store: Store, root: str, number: int, *, size: int, timeout: float) 
             raise dist.DistStoreError(f"processes {', '.join(map(str, missing))} did not arrive in {timeout:g} seconds")
         for rank in missing:
             if store.check([f"{root}/arrived/{rank}"]):
-                name = store.get(f"{root}/arrived/{rank}").decode()  # a name from an earlier start does no harm
+                name = store.get(
+                    f"{root}/arrived/{rank}"
+                ).decode()  # this may be a name from an earlier start, which has no effect
                 if name not in answered:
                     answered.add(name)
                     store.set(f"{root}/start/{name}", str(number))

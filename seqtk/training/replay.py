@@ -1,7 +1,7 @@
-"""Writes and repeats replay files, which reproduce a loss or gradient that was not finite without the corpus.
+"""Writes and repeats replay files. A replay file reproduces a NaN or infinite loss or gradient without the corpus.
 
-A replay file is a model file of the weights before the failed update or validation, with the micro-batches of all
-processes as additional tensors. Like all model files, it contains no pickled objects.
+It is a model file with the weights before the failed update or validation, and with the micro-batches of all processes
+as additional tensors. Like all model files, it contains no pickled objects.
 """
 
 import math
@@ -32,7 +32,7 @@ PREFIX = "replay/"
 """The prefix of the names of tensors that are not weights."""
 
 MicroBatch = tuple[Batch, State]
-"""A micro-batch and its initial recurrent state."""
+"""A micro-batch, and the recurrent state before it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Failure:
     training: bool
     """True for a training update, with dropout and a backward pass; False for a validation."""
     scale: float
-    """The loss scale."""
+    """The loss scale of the update."""
     ranks: Sequence[Sequence[MicroBatch]]
     """The micro-batches of each process."""
 
@@ -119,7 +119,7 @@ def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: En
     """Repeats a failure.
 
     Returns:
-        The loss, the gradient norm (0 for a validation), and where the first value that is not finite appeared.
+        (loss, gradient norm (0 for a validation), where NaN or infinite numbers first appeared).
     """
     step.train(failure.training)
     size, total = len(failure.ranks), torch.zeros((), dtype=torch.float64, device=engine.device)
@@ -139,7 +139,7 @@ def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: En
 
 
 def to_device(state: State, device: torch.device) -> State:
-    """Returns a recurrent state on `device`."""
+    """Returns a copy of a recurrent state on `device`."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, state)
 
 
@@ -158,7 +158,7 @@ def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
     kinds = {kind.__name__: kind for kind in _subclasses(Batch)}
     if entry["kind"] not in kinds:
         raise UserError(
-            f"There is no batch class {entry['kind']}.", "If it is part of a plug-in, set user_dir= to the plug-in."
+            f"There is no batch class '{entry['kind']}'.", "If a plug-in defines it, set user_dir= to the plug-in."
         )
     batch = kinds[entry["kind"]](**unpack_tree(entry["tensors"], tensors), **entry["others"])
     hints = get_type_hints(type(batch))

@@ -1,4 +1,4 @@
-"""Checks whether a run can be resumed from a checkpoint: compares the settings and the training data."""
+"""Checks that a run can be resumed from a checkpoint: compares the settings and the training data."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
 
 RESUME_INVARIANT = ("seed", "task", "model", "batch")
-"""Sections whose settings must not change when a run is resumed. The type of the optimizer must not change, either."""
+"""Sections whose settings must not change when a run is resumed. The kind of the optimizer must not change either."""
 FREE = (
     "save_dir",
     "user_dir",
@@ -25,10 +25,10 @@ FREE = (
     "profile",
     "checkpoint.asynchronous",
 )
-"""Settings that do not influence the result."""
+"""Settings that do not affect the result."""
 MOVABLE = re.compile(r"task\.data|task\.mix(\[\d+\])?\.data|batch\.(?!streams$).*")
-"""Settings in these sections that may change: the location of the data, because the data themselves are compared, and
-batch settings, because the rest of the epoch can be batched differently."""
+"""Settings in these sections that may change: the location of the data, because the data are compared, and batch
+settings, because the rest of the epoch can be batched differently."""
 MAX_LISTED = 5
 
 
@@ -40,7 +40,7 @@ class Difference:
     saved: Any
     current: Any
     is_kind: bool = False
-    """Whether the type of a component has changed, such as the type of the optimizer. Then the values are the types."""
+    """True if the kind of a component has changed, such as the kind of the optimizer. Then the values are the kinds."""
 
     def __str__(self) -> str:
         return f"{self.now} (was {_as_text(self.saved)})"
@@ -71,7 +71,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
     """Reads the config in a checkpoint.
 
     Raises:
-        UserError: If this version does not have one of its keys. The error says how to keep the model.
+        UserError: If this version does not have a key of the config. The error explains how to keep the model.
     """
     try:
         task = modern_task(tree.get("task", {}))
@@ -84,7 +84,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
 
 
 def differences(saved: TrainConfig, current: TrainConfig) -> list[Difference]:
-    """Returns the settings that differ, without those that do not influence the result."""
+    """Returns the settings that differ, except those that do not affect the result."""
     found = _differences(schema.to_dict(saved), schema.to_dict(current), "")
     return [difference for difference in found if difference.key not in FREE]
 
@@ -100,9 +100,9 @@ def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> lis
     if refused:
         first, others = refused[0], [difference.key for difference in refused[1:]]
         raise UserError(
-            f"{source} was trained with {first.was}, but now it is {_as_text(first.current)}.",
+            f"{source} was trained with {first.was}, but the current value is {_as_text(first.current)}.",
             *([f"Also different: {format_list(others)}."] if others else []),
-            f"Set the same {'values' if others else 'value'} to resume, or another save_dir to start a new run.",
+            f"To resume, set the same {'values' if others else 'value'}. To start a new run, set a different save_dir.",
         )
     return found
 
@@ -119,29 +119,30 @@ def check_resumable(
         corpus: The fingerprint of the current training data. (Checkpoints of older versions have none.)
 
     Returns:
-        The settings that have changed; a line about the learning rate if it has changed; the result of `other_batches`.
+        (settings that have changed, a line about the learning rate if it has changed, the result of `other_batches`).
 
     Raises:
         UserError: If the run cannot be resumed from the checkpoint.
     """
-    source, same = str(saved.folder), "to the same corpus to resume, or another save_dir to start a new run."
+    source, same = str(saved.folder), "to the same corpus to resume, or set a different save_dir to start a new run."
     before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(
-            f"{source} was trained with vocabularies other than those in {config.task.data}.", f"Set task.data {same}"
+            f"{source} was trained with different vocabularies from those in {config.task.data}.",
+            f"Set task.data {same}",
         )
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
         then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
-        how = f"{then} examples then, {now} now" if then != now else f"{now} examples in both, but different tokens"
+        how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different tokens"
         data = format_list(data_of(config))
         if data_of(before) == data_of(config):
             raise UserError(
                 f"The training data in {data} have changed since {source}: {how}.",
-                "Restore them to resume, or set another save_dir to start a new run.",
+                "Restore the data to resume, or set a different save_dir to start a new run.",
             )
         key = "task.mix" if config.task.mix else "task.data"
-        raise UserError(f"{source} was trained on data other than {data}: {how}.", f"Set {key} {same}")
+        raise UserError(f"{source} was trained on different data from {data}: {how}.", f"Set {key} {same}")
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
 
@@ -173,13 +174,13 @@ def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str
 
 
 def format_list(names: Sequence[object]) -> str:
-    """Joins names with commas. Of long lists, only the first names and the number of the others are given."""
+    """Joins names with commas. In a long list, the number of the remaining names replaces them."""
     few = names if len(names) <= MAX_LISTED else [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
     return ", ".join(map(str, few))
 
 
 def _differences(saved: Any, current: Any, key: str) -> Iterator[Difference]:
-    """Yields the keys whose values differ. If the type of a component differs, the values are the types."""
+    """Yields the keys whose values differ. If the kind of a component differs, the values are the kinds."""
     if isinstance(saved, list) and isinstance(current, list) and len(saved) == len(current):
         for index, pair in enumerate(zip(saved, current, strict=True)):
             yield from _differences(*pair, key if len(current) == 1 else f"{key}[{index}]")
@@ -193,7 +194,7 @@ def _differences(saved: Any, current: Any, key: str) -> Iterator[Difference]:
 
 
 def _kind(value: Any) -> Any:
-    """Returns the type of a component's config. Other values are returned unchanged."""
+    """Returns the kind of a component from its config. Returns other values unchanged."""
     if isinstance(value, list):
         return [_kind(item) for item in value]
     return value["kind"] if isinstance(value, dict) and "kind" in value else value

@@ -85,7 +85,7 @@ def save_checkpoint(run: "Trainer") -> None:
     if run.engine.is_first:
         archive = run.checkpoints.archive_newer(run.saved_at)
         if archive is not None:
-            run.log.info(f"Moved checkpoints after update {run.saved_at:,} of an abandoned run to {archive}.")
+            run.log.info(f"Moved checkpoints after update {run.saved_at:,}, from an abandoned session, to {archive}.")
         save = partial(run.checkpoints.save, model, pieces, run.state, streams=streams, average=average)
         run.writer.run(partial(save, together=together))
     elif run.engine.shards:
@@ -97,7 +97,7 @@ def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
 
     Args:
         run: The run.
-        results: The metrics of the validation; None if they are not finite.
+        results: The metrics of the validation, or None if they are not finite.
     """
     is_saved = results is not None and run.checkpoints.keep_best > 0
     model = _gathered(run, tensors_of(run.model)) if is_saved else {}

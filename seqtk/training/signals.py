@@ -14,25 +14,25 @@ from seqtk.training.parallel import Engine
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SLURM can be configured to send SIGUSR1 before the end of a job. It sends SIGTERM at the end."""
 AGAIN = 1.0
-"""A second signal ends the run at once only after this number of seconds, because torchrun forwards Ctrl-C to processes
-that have already received it."""
+"""A second signal ends the run at once only if it arrives after this many seconds, because torchrun forwards Ctrl-C to
+processes that have already received it."""
 LAUNCHER_CHECK = 1.0
-"""Seconds between two checks that torchrun is alive."""
+"""Seconds between two checks that torchrun is still running."""
 
 
 class StopSignal:
-    """Makes all processes agree on whether the run stops, since a signal may reach only some of them.
+    """Lets all processes decide together if the run stops, because a signal may reach only some of them.
 
     Args:
         engine: The engine of the run.
-        hours: The number of hours after which the run stops, as after SIGUSR1. 0: no limit.
+        hours: The number of hours after which the run stops, as if it received SIGUSR1. 0: no limit.
     """
 
     def __init__(self, engine: Engine, *, hours: float = 0.0) -> None:
         self.engine = engine
         self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
         self.is_late = False
-        """Whether the run stops because of the time limit."""
+        """True if the run stops because of the time limit."""
         self.number = 0
         """The signal that made all processes stop, or 0."""
         self.noted = 0
@@ -42,7 +42,7 @@ class StopSignal:
         return self.number != 0
 
     def agree(self) -> bool:
-        """Returns whether the run stops: a process has received a signal or reached the time limit. Collective."""
+        """Returns True if the run stops: a process has received a signal or reached the time limit. Collective."""
         received, late = self.engine.sums([float(self.noted), float(time.monotonic() >= self.deadline)])
         if received and not self.number:
             self.number = self.noted or signal.SIGTERM
@@ -57,7 +57,7 @@ class StopSignal:
         The same signal again ends the run at once. A signal also interrupts a validation. The run is saved before it.
 
         Args:
-            last_update: Returns the update after which the run will stop, for the message.
+            last_update: A function that returns the update after which the run will stop, for the message.
         """
         if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
@@ -73,7 +73,7 @@ class StopSignal:
             self.noted, noted_at = number, time.monotonic()
             if self.engine.is_first:
                 line = f"Stopping after update {last_update():,}; press again to stop at once.\n"
-                with suppress(OSError):  # the terminal may be gone
+                with suppress(OSError):  # the terminal may be closed
                     os.write(2, f"{chr(10) if os.isatty(2) else ''}{line}".encode())  # print may be interrupted
 
         before = {number: signal.signal(number, note) for number in SIGNALS}

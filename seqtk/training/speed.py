@@ -1,4 +1,4 @@
-"""Measures the speed of a run: the time in each phase, the share of padding, and the FLOPs utilization (MFU)."""
+"""Measures the speed of a run: the time of each phase, the share of padding, and the FLOPs utilization (MFU)."""
 
 import time
 from collections import deque
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "other")
 SPEED = "speed/"
-"""The prefix of the names of the sums of this file among the sums of a log interval."""
+"""The prefix of the names of speed sums among the sums of a log interval."""
 
 
 class Clock:
-    """Measures the time of each phase: on a CPU by the wall clock, on a GPU by CUDA events, read at log lines."""
+    """Measures the time of each phase: on a CPU by the wall clock, on a GPU by CUDA events, which log lines read."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -33,7 +33,7 @@ class Clock:
         self.enter("other")
 
     def enter(self, phase: str) -> None:
-        """Ends the current phase and begins another."""
+        """Ends the current phase and begins `phase`."""
         if self._on_gpu:
             now: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             now.record()
@@ -83,20 +83,20 @@ class Speed:
         self._read = (dict(self._clock.seconds), dict(self._sums))
 
     def lines(self) -> list[str]:
-        """Returns the lines to print at the start of a run: a warning if the peak of its GPU is unknown."""
+        """Returns lines to print at the start of a run: a warning if the peak FLOP/s of its GPU are unknown."""
         if self.gpu is None or self.peak is not None:
             return []
         return [
-            f"The peak FLOP/s of {self.gpu} in {self._config.precision} is unknown: set log.peak_tflops to log mfu."
+            f"The peak FLOP/s of {self.gpu} in {self._config.precision} are unknown. Set log.peak_tflops to log mfu."
         ]
 
     @contextmanager
     def session(self, say: Callable[[str], None], *, trace: Path | None) -> Iterator[None]:
-        """Context manager for training. At its end, prints the time of each phase and writes the trace of `profile`.
+        """Context manager for training. At the end, prints the time of each phase and writes the trace of `profile`.
 
         Args:
-            say: Prints a line.
-            trace: The folder of the trace. None: another process writes one.
+            say: A function that prints a line.
+            trace: The folder of the trace. None: another process writes the trace.
         """
         self._say = say
         self._restart()
@@ -117,7 +117,7 @@ class Speed:
             self._profile.begin(update)
 
     def enter(self, phase: str) -> None:
-        """Ends the current phase of the update and begins another of PHASES."""
+        """Ends the current phase of the update and begins `phase`, one of PHASES."""
         self._clock.enter(phase)
 
     def end(self, update: int) -> None:
@@ -129,7 +129,7 @@ class Speed:
     def loading(
         self, updates: Iterator[tuple[Update, list[Any]]], sizes_ND: SizeArray
     ) -> Iterator[tuple[Update, list[Any]]]:
-        """Yields the updates, and measures the time spent waiting for them, their positions and their padding."""
+        """Yields the updates. Measures the time spent waiting for them, and counts their positions and padding."""
         while True:
             self.enter("data")
             item = next(updates, None)
@@ -153,7 +153,7 @@ class Speed:
         return {SPEED + name: before.get(SPEED + name, 0.0) + value for name, value in new.items()}
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the figures of a log line, given the sums of its interval, `seconds` included."""
+        """Returns the speed figures of a log line from the sums of its interval, which include `seconds`."""
         part = {name.removeprefix(SPEED): value for name, value in sums.items() if name.startswith(SPEED)}
         if not part.get("positions"):
             return {}

@@ -1,4 +1,4 @@
-"""Loads the initial state of a run: its last checkpoint, or with `init_from` and `reset` parts of another run."""
+"""Loads the initial state of a run: from its last checkpoint, or from a different run (`init_from`, `reset`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +30,9 @@ KEPT_BY = {
     "data": ("position",),
     "best": ("best", "validations_without_best"),
 }
-"""The fields of `TrainState` that a run keeps if `reset` does not name their part. `optimizer` is stored as tensors."""
+"""Part of the state → fields of `TrainState`. Parts in `reset` are not kept. `optimizer` is stored as tensors."""
 NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
-"""For each part, the sections of the config that must not differ if the part is kept."""
+"""Part of the state → sections of the config that must not differ if the part is kept."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Start:
     """The initial state of a run."""
 
     source: str
-    """The checkpoint or model, for errors."""
+    """The path of the checkpoint or model, for errors."""
     weights: Tensors
     optimizer: Tensors
     average: Tensors
@@ -49,19 +49,19 @@ class Start:
     notes: list[str]
     """Lines for the log about what was loaded."""
     has_changes: bool = False
-    """Whether settings differ from the settings of the checkpoint."""
+    """True if settings differ from those of the checkpoint."""
     other_batches: BatchingConfig | None = None
-    """The batch settings before `state.position`, if they differ from the current ones."""
+    """The batch settings before `state.position` if they differ from the current ones, otherwise None."""
 
     def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
         """Returns the initial state, given the lengths of the training examples.
 
-        If the settings in `batch` changed within an epoch, the state also has the earlier ones and their static shapes,
+        If settings in `batch` changed within an epoch, the state includes the earlier settings and their static shapes,
         which depend on these lengths.
 
         Args:
             sizes_ND: The lengths of the examples.
-            joined: Whether a batch pads all sides of its examples to the same length (`Task.joins_sides`).
+            joined: True if a batch pads all sides of its examples to the same length (`Task.joins_sides`).
         """
         before, position = self.other_batches, self.state.position
         is_known = bool(position.earlier) and position.earlier[-1].examples == position.examples
@@ -91,7 +91,7 @@ def resume_from(
         folder,
         partial(load_checkpoint, empty=_parts(model, engine)),
         gather=engine.gather,
-        otherwise="There is no older checkpoint: set another save_dir to start a new run.",
+        otherwise="There is no older checkpoint. Set a different save_dir to start a new run.",
     )
     changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
     state = saved.state.replace(corpus=corpus)
@@ -115,7 +115,7 @@ def resume_from(
 
 
 def _parts(model: nn.Module, engine: Engine) -> Empty | None:
-    """Returns where a process reads its part of the optimizer's state; None if it reads all of it."""
+    """Returns a function that allocates this process's part of an optimizer tensor. None: it reads full tensors."""
     if not engine.shards:
         return None
     parameters = dict(model.named_parameters())
@@ -132,7 +132,7 @@ def _parts(model: nn.Module, engine: Engine) -> Empty | None:
 def start_from(
     config: TrainConfig, *, engine: Engine, model: Model, drawn: Tensors, assets: Assets, state: TrainState
 ) -> Start:
-    """Loads the model and the run of `init_from`, without the parts that `reset` names.
+    """Loads the weights and the state of `init_from`, except the parts that are listed in `reset`.
 
     Args:
         config: The config of the new run.
@@ -171,7 +171,7 @@ def start_from(
     notes.append(
         f"Kept: {', '.join(kept)}; reset: {', '.join(config.reset) or 'nothing'}."
         + (
-            f" The optimizer state of weights that were not loaded is reset ({how_many(fresh, 'tensor')})."
+            f" Reset the optimizer state of weights that were not loaded ({how_many(fresh, 'tensor')})."
             if fresh
             else ""
         )
@@ -183,11 +183,11 @@ def start_from(
 
 
 def _latest(path: str) -> Path | None:
-    """Returns the latest checkpoint if `path` is the folder of a run; otherwise None."""
+    """Returns the latest checkpoint if `path` is the folder of a run, otherwise None."""
     try:
         return Checkpoints(Path(path), config={}, assets={}, metric="").latest()
     except UserError as error:
-        advice = "Set init_from to one of these checkpoints, or to another model."
+        advice = "Set init_from to one of these checkpoints, or to a different model."
         raise UserError(*str(error).splitlines()[:2], advice) from error
 
 
@@ -196,7 +196,7 @@ def _check_has_state(path: str) -> None:
     if _latest(path) is None and not (Path(path) / "state.json").is_file():
         model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
         raise UserError(
-            f"init_from={path} holds weights only, so no other part can be kept.",
+            f"init_from={path} contains only weights, but reset= keeps other parts.",
             "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
         )
 
@@ -207,16 +207,16 @@ def _read(path: str, load: Callable[[Path], T], *, prefers: str | None = None, e
     Args:
         path: The value of `init_from`.
         load: Reads a model or a checkpoint.
-        prefers: The file in the folder of a run that is read instead of its checkpoints.
+        prefers: If the folder of a run contains this file, it is read instead of the checkpoints.
         engine: The engine of the new run.
 
     Returns:
-        What `load` returned, and a warning if newer checkpoints are damaged, otherwise "".
+        (the result of `load`, a warning if newer checkpoints are damaged, else "").
     """
     latest = None if prefers and (Path(path) / prefers).is_file() else _latest(path)
     if latest is None:
         return load(Path(path)), ""
-    return load_latest(latest, load, gather=engine.gather, otherwise="Set init_from to another model.")
+    return load_latest(latest, load, gather=engine.gather, otherwise="Set init_from to a different model.")
 
 
 def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:
@@ -235,12 +235,12 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
             )
     if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
-            f"reset= keeps 'data', but {source} was trained on data other than {format_list(data_of(config))}.",
+            f"reset= keeps 'data', but {source} was trained on different data from {format_list(data_of(config))}.",
             "Add data to reset.",
         )
     if "best" in kept and saved.state.metric != state.metric:
         raise UserError(
-            f"reset= keeps 'best', but {source} stores the best {saved.state.metric}, not the best {state.metric}.",
+            f"reset= keeps 'best', but {source} recorded the best {saved.state.metric}, not the best {state.metric}.",
             "Add best to reset.",
         )
     if "schedule" in kept and 0 < config.max_updates <= saved.state.update:

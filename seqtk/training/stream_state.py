@@ -1,7 +1,7 @@
-"""The recurrent state that is passed from update to update, for contiguous streams (`batch.streams`).
+"""The recurrent state of contiguous streams (`batch.streams`). Each update passes it to the next update.
 
-A state is a pytree whose leaves are None or tensors with the rows in the first dimension. Each process holds the rows
-of its micro-batches. A checkpoint holds all rows, so a run can be resumed with a different number of processes.
+A state is a pytree whose leaves are None or tensors with the rows in the first dimension. Each process stores the rows
+of its micro-batches. A checkpoint contains all rows, so a run can be resumed with a different number of processes.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class StreamState:
         return rows_of(self.states[index], slice(rows))
 
     def store(self, index: int, state: State) -> None:
-        """Stores the state after micro-batch `index`, from which the same micro-batch of the next update starts."""
+        """Stores the state after micro-batch `index`. Micro-batch `index` of the next update starts from it."""
         self.states[index] = state
 
     def gather(self) -> State:
@@ -69,13 +69,13 @@ class StreamState:
         return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 
     def _gather_leaf(self, own: Sequence[Tensor | None]) -> Tensor | None:
-        """Gathers all rows of a leaf: micro-batch 0 of each process, then micro-batch 1 of each process, and so on."""
+        """Gathers all rows of a leaf: micro-batch 0 of all processes, then micro-batch 1 of all processes, …"""
         by_rank = self.world.gather([None if leaf is None else leaf.cpu() for leaf in own])
         pieces = [piece for of_index in zip(*by_rank, strict=True) for piece in of_index]
         return None if pieces[0] is None else torch.cat(pieces)
 
     def scatter(self, state: State) -> None:
-        """Loads this process's rows of a state of all rows, which `gather` returned. The inverse of `gather`."""
+        """Stores this process's rows of `state`, which has all rows. The inverse of `gather`."""
         device = self.world.device
         on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]
@@ -85,12 +85,12 @@ def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int
     """Checks that the training samples of a run can be read in `batch.streams` streams.
 
     Raises:
-        UserError: If they cannot. The error names the key to change.
+        UserError: If the samples cannot be read in streams. The error names the key to change.
     """
     streams, parts = config.batch.streams or 1, engine.size * config.update_freq
     if task.config.mix:
         raise UserError(
-            "batch.streams requires one contiguous text, but task.mix names several corpora.",
+            "batch.streams requires one contiguous text, but task.mix has several corpora.",
             "Set batch.streams=null, or task.mix=[].",
         )
     if not task.continuous:
@@ -100,12 +100,12 @@ def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int
     if samples <= streams:
         raise UserError(
             f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: "
-            "each stream needs two samples.",
-            f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
+            "each stream must have at least two samples.",
+            f"Set batch.streams to {max(samples // 2, 1)} or less, or lower task.tokens_per_sample.",
         )
     if config.batch.shapes == 1 and streams % parts:
         raise UserError(
-            f"batch.shapes=1: batch.streams={streams} split into {parts} micro-batches gives two shapes.",
+            f"batch.shapes=1: batch.streams={streams} split into {parts} micro-batches have two different shapes.",
             f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
         )
     model.check_supports_recurrent_state()

@@ -1,13 +1,14 @@
 """The training loop: builds a run from its config, restores the last checkpoint, and trains.
 
-The loss of an update is (sum of losses) / (sum of weights) over the micro-batches of all processes, so an update does
-not depend on how it is split. Gradients are accumulated over micro-batches, reduced in the last backward pass, and
-clipped. Dropout is a function of (seed, update, rank), and the order of batches a function of (seed, epoch).
+The loss of an update is (sum of losses) / (sum of weights) over the micro-batches of all processes, so it does not
+depend on how the update is split into micro-batches. Gradients are accumulated over micro-batches, reduced in the last
+backward pass, and clipped. Dropout is a function of (seed, update, rank), and the order of batches a function of (seed,
+epoch).
 
 Between log lines, nothing is copied from the device to the host: losses are summed on the device. If the loss or
 gradient of an update is not finite, the device skips this update and all later ones until the host reads the sums. The
-run then returns to the state before the failed update and repeats it to find the cause. With `non_finite=skip` it
-continues after this update.
+run then returns to the state before the failed update, and repeats the update to find the cause. With
+`non_finite=skip`, the run continues after this update.
 """
 
 import time
@@ -62,7 +63,7 @@ class Result:
     save_dir: Path
     update: int
     best: float | None
-    """The best value of validation.metric."""
+    """The best value of `validation.metric`."""
     signal: int = 0
     """The signal that stopped the run early, or 0."""
 
@@ -133,7 +134,7 @@ class Trainer:
         self.compilation: Compilation | None = None
         if mode != "off":
             self.compilation = Compilation(self.step, config, mode=mode, engine=engine, log=lambda: self.log)
-        self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
+        self.speed = Speed(self.model, config, device=engine.device)  # before sharding, because it counts the weights
         self.wrapped = engine.wrap(self.step)
         self._parameters = list(self.model.parameters())
         # The optimizer is built after wrapping, which may replace the parameters.
@@ -160,7 +161,7 @@ class Trainer:
         self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
-        """The most recent consecutive updates that were skipped, by number from 0."""
+        """The numbers, from 0, of the most recent consecutive updates that were skipped."""
 
     def _restore(self) -> None:
         """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
@@ -178,7 +179,7 @@ class Trainer:
             self._begin(
                 start_from(config, engine=self.engine, model=self.model, drawn=drawn, assets=assets, state=self.state)
             )
-        if self.state.metric != metric:  # the best value so far is of another metric
+        if self.state.metric != metric:  # the best value so far is of a different metric
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self.saved_at = self.state.update
         self.loss_scale: LossScale | None = None
@@ -280,7 +281,7 @@ class Trainer:
     # One update
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
-        """Updates the weights once. If the loss or gradient is not finite, nothing that a checkpoint stores changes."""
+        """Performs one update. If the loss or gradient is not finite, the state of the run does not change."""
         step, streams = self.state.update, list(self.streams.states) if self.streams else []
         self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
@@ -316,7 +317,7 @@ class Trainer:
         """Computes the gradient of an update.
 
         Returns:
-            The sum of the batches' weights over all processes, the reported sums by name, and the gradient norm.
+            (sum of the batches' weights over all processes, name → sum to report, gradient norm).
         """
         engine, scale = self.engine, None if self.loss_scale is None else self.loss_scale.scale
         seed_dropout(self.config.seed, self.state.update, engine.rank, device=engine.device)
@@ -351,7 +352,7 @@ class Trainer:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def _step(self, norm: Tensor, *, skip: Tensor | None = None) -> None:
-        """Clips the gradient and steps the optimizer, unless `skip` is true. Does not wait for the device."""
+        """Clips the gradient and steps the optimizer, unless `skip` is true. Does not synchronize with the device."""
         limit = self.config.clip_norm
         factor = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else None
         if self.loss_scale is not None:
@@ -370,7 +371,7 @@ class Trainer:
         """Counts an update, and reads the sums from the device if they are needed now.
 
         Returns:
-            Whether an update was skipped. The position is then the one after the skipped update, not after `update`.
+            True if an update was skipped. The position is then after the skipped update, not after `update`.
         """
         self.interval.unread.append((self.state, update))
         self.state = self.state.replace(update=self.state.update + 1, position=update.position_after)
@@ -390,7 +391,7 @@ class Trainer:
         return self.state.update + (not self.state.pending_validation)
 
     def _is_due(self, every: int | None) -> bool:
-        """Returns whether an action is due now, given its interval in updates (None: the end of each epoch)."""
+        """Returns True if an action with this interval in updates is due now. None: at the end of each epoch."""
         is_due = self._epoch_ended() if every is None else self.state.update % every == 0
         return is_due or self.config.is_over(self.state)
 
@@ -398,10 +399,10 @@ class Trainer:
         return self.state.position.examples == 0
 
     def read_sums(self) -> bool:
-        """Copies the sums from the device into the state. Only this waits for the device between two log lines.
+        """Copies the sums from the device into the state. Between two log lines, nothing else waits for the device.
 
         Returns:
-            Whether an update was skipped. The state is then the one after the skipped update.
+            True if an update was skipped. The state is then the state after the skipped update.
 
         Raises:
             NotFiniteError: If an update since the last call was not finite and must not be skipped.
@@ -463,7 +464,7 @@ class Trainer:
         if self.stop:
             pending = ", starting with its validation" if self.state.pending_validation else ""
             why = f"at max_hours={self.config.max_hours:g}" if self.stop.is_late else "by a signal"
-            self.log.info(f"Stopped {why} after update {update:,}. The same command resumes there{pending}.")
+            self.log.info(f"Stopped {why} after update {update:,}. The same command resumes the run{pending}.")
             return
         patience = self.config.validation.patience
         if patience and self.state.validations_without_best >= patience:
@@ -490,7 +491,7 @@ class Trainer:
                 return
             if results:
                 self._keep_validated(results)
-            else:  # validation was pending, but the resumed run has none
+            else:  # a validation was pending, but the resumed run does not validate
                 self.state = self.state.replace(pending_validation=False)
         self.stop.agree()
         self._started = time.monotonic()
@@ -504,7 +505,7 @@ class Trainer:
         deciding, metric = str(self.config.validation.split), self.config.validation.metric
         numbers = results[deciding].numbers
         if metric not in numbers:
-            raise UserError(f"validation.metric={metric} was not computed. Computed: {', '.join(numbers)}.")
+            raise UserError(f"validation.metric={metric} was not computed. Computed metrics: {', '.join(numbers)}.")
         bad = next(((split, name) for split, result in results.items() for name in result.not_finite()), None)
         value, best = numbers[metric], self.state.best
         is_best = bad is None and metrics[metric]().is_better(value, best)

@@ -20,7 +20,7 @@ EMPTY = np.empty(0, dtype=np.int64)
 
 
 def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
-    """Returns the metrics to report: those of the config, or else of the task, and `validation.metric`."""
+    """Returns the metrics to report: `validation.metric`, and `validation.metrics` (by default the task's metrics)."""
     names = task.metrics if config.validation.metrics is None else config.validation.metrics
     return list(dict.fromkeys([*names, config.validation.metric]))
 
@@ -29,7 +29,7 @@ class Validated(NamedTuple):
     """The result of a validation."""
 
     values: dict[str, float | str]
-    """The value of each metric, and its signature if it has one. Losses are in nats per target."""
+    """Name of a metric → its value; for some metrics, also their signature. Losses are in nats per target."""
     outputs: list[Output]
     """The outputs of all processes."""
 
@@ -60,7 +60,7 @@ def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
 
 
 def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
-    """Returns the examples of each validation set by its name. Raises the errors of `reading_set`."""
+    """Returns name of a validation set → its examples. Raises the errors of `reading_set`."""
     found: dict[str, Dataset] = {}
     for name in config.validation.named:
         with reading_set(task, config, name) as split:
@@ -79,11 +79,11 @@ def validate(
 ) -> Validated:
     """Computes the metrics of a validation set. Each example is evaluated once, by one of the processes.
 
-    With `batch.streams` the set is read in this number of streams, each with an initially empty recurrent state.
+    With `batch.streams`, the set is split into this number of streams. Each starts with an empty recurrent state.
 
     Args:
         step: The train step, which holds the model and the criterion.
-        task: Reads, decodes and scores the examples.
+        task: The task, which reads, decodes and scores the examples.
         config: The run's config.
         engine: The engine of the run.
         name: The name of the set. None: the set that selects the best model.
@@ -139,7 +139,7 @@ def _validate(
 
 
 def _totals(engine: Engine, sums: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
-    """Returns the sums over all processes. A process without a batch has no sums, so the names are gathered first."""
+    """Returns the sums over all processes. Gathers the names first, because a process without a batch has no sums."""
     names = sorted({name for part in engine.gather(list(sums)) for name in part})
     pairs = [(float(sums[name][0]), float(sums[name][1])) if name in sums else (0.0, 0.0) for name in names]
     totals, weights = engine.sums([total for total, _ in pairs]), engine.sums([weight for _, weight in pairs])

@@ -16,7 +16,7 @@ from seqtk.utils.files import write_text
 
 @dataclass(frozen=True)
 class WandbConfig(SinkConfig):
-    """Weights & Biases, in save_dir/wandb. Requires the package `wandb`."""
+    """Writes to Weights & Biases, with files in save_dir/wandb. Requires the package `wandb`."""
 
     project: str = setting("seqtk", help="Name of the project.")
     name: str | None = setting(None, help="Name of the run. null: the name of save_dir.")
@@ -57,7 +57,7 @@ class Wandb(Sink):
             raise UserError(
                 "log.sinks=wandb: wandb could not start the run.",
                 (str(error) or type(error).__name__).splitlines()[0][:200],
-                "Run `wandb login`, or log without a network: log.sinks=[console,jsonl,{kind: wandb, mode: offline}].",
+                "Run `wandb login`, or log offline: log.sinks=[console,jsonl,{kind: wandb, mode: offline}].",
             ) from error
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, f"{self.run.id}\n")

@@ -51,7 +51,7 @@ def test_error_names_the_vanished_process() -> None:
     """Processes 1 and 3 never start. Processes 0 and 2 detect this at the same time."""
     ran = result_of(VANISHED)
     assert ran.returncode == 1
-    assert "Process 1 has vanished" in ran.stderr or "Process 3 has vanished" in ran.stderr
+    assert "Process 1 is lost" in ran.stderr or "Process 3 is lost" in ran.stderr
 
 
 def test_vanished_host_is_noticed_within_30_seconds() -> None:

@@ -127,7 +127,7 @@ class TestReset:
             trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000006"), reset=reset, **changes)
 
     def test_reset_with_a_model_file_is_refused(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="holds weights only"):
+        with pytest.raises(UserError, match="contains only weights"):
             trainer(tiny_corpus, tmp_path, init_from=str(run / "best.safetensors"), reset="data")
 
     def test_reset_without_init_from_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ class TestSharedTables:
         assert torch.equal(table[[0, 1, 2, 3, 5, 6, 7]], source[[0, 1, 2, 3, 6, 5, 4]])
         assert torch.equal(table[4], target[5])
         assert torch.equal(table[8], tensors_of(new)["source_embedding.tokens.weight"][8])
-        assert "8 of 9 rows are taken, 1 are new; the old model has 7 + 6." in "\n".join(result.lines())
+        assert "copied 8 of 9 rows, 1 are new; the old model has 7 + 6." in "\n".join(result.lines())
         assert "target_embedding.tokens.weight" not in names_of(result, Fate.NOT_USED)
 
     def test_separate_head_takes_rows_of_a_shared_table(self) -> None:
@@ -246,7 +246,7 @@ class TestDamage:
     ) -> None:
         for path in damaged.glob("update_*/optimizer.safetensors"):
             path.unlink()
-        with pytest.raises(UserError, match=r"Set init_from to another model"):
+        with pytest.raises(UserError, match=r"Set init_from to a different model"):
             trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged), reset=[])
 
 

@@ -18,7 +18,7 @@ from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, trainer
 
 MODULE = "decoder.blocks.0.feed_forward.expand"
-EXAMPLES = r"examples: \d+(, \d+)*"
+EXAMPLES = r"examples in the batch: \d+(, \d+)*"
 
 
 def spoil(run: Trainer, *, at: int, how: str = "forward", training: bool = True) -> None:
@@ -64,7 +64,7 @@ class TestOrigin:
         run.model.get_submodule(MODULE).register_forward_hook(poison)
         with pytest.raises(UserError, match="update 1") as caught:
             run.fit()
-        assert f"examples: {', '.join(map(str, batches[1]))}." in str(caught.value)
+        assert f"examples in the batch: {', '.join(map(str, batches[1]))}." in str(caught.value)
 
     def test_error_names_a_weight_that_is_not_finite(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
@@ -108,7 +108,7 @@ class TestReplay:
     ) -> None:
         error = diverge(tiny_corpus, tmp_path, validation__every=100)
         place = error.partition(" is not finite, ")[2].splitlines()[0]
-        examples = error.partition("examples: ")[2].partition(". To")[0]
+        examples = error.partition("examples in the batch: ")[2].partition(". To")[0]
         capsys.readouterr()
         main([f"replay={tmp_path / 'replay.safetensors'}", "device=cpu"])
         printed = capsys.readouterr().out

@@ -73,7 +73,7 @@ class TestExactness:
         whole = trainer(tiny_corpus, tmp_path / "whole")
         whole.fit()
         killed = trainer(tiny_corpus, tmp_path / "killed")
-        interrupt(killed, update=5, training=True, how="killed")  # the last checkpoint is of update 4
+        interrupt(killed, update=5, training=True, how="killed")  # the last checkpoint is from update 4
         with pytest.raises(KilledError):
             killed.fit()
         again = trainer(tiny_corpus, tmp_path / "killed")
@@ -193,7 +193,7 @@ class TestArchive:
         assert pointer.read_text() == "update_00000004"
         archive = tmp_path / "abandoned_1"
         assert listed(archive) == list(range(began_at + 1, 9))
-        assert f"after update {began_at} of an abandoned run to {archive}" in capsys.readouterr().err
+        assert f"after update {began_at}, from an abandoned session, to {archive}" in capsys.readouterr().err
         assert {int(path.stem[-8:]) for path in tmp_path.glob("best_loss_*")} == {2, 4}
         assert {int(path.stem[-8:]) for path in archive.glob("best_loss_*")} == set(range(began_at + 2, 9, 2))
         assert model_file.read(archive / "best.safetensors").info["update"] > began_at
@@ -212,7 +212,7 @@ class TestSettings:
         self, tiny_corpus: Path, tmp_path: Path, key: str, value: int
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
-        with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but now it is {value}"):
+        with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but the current value is {value}"):
             trainer(tiny_corpus, tmp_path, **{key: value})
 
     def test_error_writes_lists_in_command_line_syntax(self, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ class TestSettings:
 
     def test_changing_batch_streams_is_refused(self, tmp_path: Path) -> None:
         saved, now = (tiny_config(tmp_path, tmp_path, batch__streams=streams) for streams in (None, 2))
-        with pytest.raises(UserError, match=r"batch\.streams=null, but now it is 2"):
+        with pytest.raises(UserError, match=r"batch\.streams=null, but the current value is 2"):
             config_diff(saved, now, source="x")
 
     @pytest.mark.parametrize(
@@ -232,17 +232,17 @@ class TestSettings:
             (
                 {"attention": "luna"},
                 [
-                    "model.encoder.self_attention=softmax, but now it is luna.",
+                    "model.encoder.self_attention=softmax, but the current value is luna.",
                     "model.decoder.self_attention",
                 ],
             ),
             (
                 {"attention": ["softmax", "luna"], "model__encoder__layers": 2, "model__decoder__layers": 2, "seed": 2},
-                ["seed=1, but now it is 2.", "model.encoder.layers, model.encoder.self_attention, "],
+                ["seed=1, but the current value is 2.", "model.encoder.layers, model.encoder.self_attention, "],
             ),
             (
                 {"model__encoder__self_attention__dropout": 0.5},
-                ["model.encoder.self_attention.dropout=0.0, but now it is 0.5"],
+                ["model.encoder.self_attention.dropout=0.0, but the current value is 0.5"],
             ),
         ],
     )
@@ -260,7 +260,7 @@ class TestSettings:
 
     def test_changing_the_optimizer_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
-        with pytest.raises(UserError, match="optimizer=adam, but now it is sgd"):
+        with pytest.raises(UserError, match="optimizer=adam, but the current value is sgd"):
             trainer(tiny_corpus, tmp_path, optimizer="sgd")
 
     def test_changed_settings_are_printed(
@@ -345,8 +345,8 @@ class TestCorpus:
             trainer(corpus, tmp_path / "run")
         checkpoint = tmp_path / "run" / "update_00000001"
         assert str(refused.value).splitlines() == [
-            f"The training data in {corpus} have changed since {checkpoint}: 300 examples then, 100 now.",
-            "Restore them to resume, or set another save_dir to start a new run.",
+            f"The training data in {corpus} have changed since {checkpoint}: 300 examples before, 100 now.",
+            "Restore the data to resume, or set a different save_dir to start a new run.",
         ]
         assert listed(tmp_path / "run") == [1]
 
