@@ -184,7 +184,7 @@ def _optimizer_bytes(step: TrainStep) -> int:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Returns the number of bytes that this process can still use on a device; None if it is unknown."""
+    """Returns the number of bytes that this process can still use on a device, or None if it is unknown."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
@@ -201,9 +201,9 @@ def available_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address.
+    """Context manager that collects address → size of the tensors that a forward pass saves for the backward pass.
 
-    Weights are not counted, nor are those that `fully_shard` gathers for a block and releases after it.
+    Weights are not counted, and neither are the full weights that `fully_shard` gathers for a block.
     """
     whole = [parameter for parameter in module.parameters() if not hasattr(parameter, "to_local")]
     own = {parameter.untyped_storage().data_ptr() for parameter in whole}

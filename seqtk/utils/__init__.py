@@ -1,1 +1,1 @@
-"""Utilities that every package uses: files, text, progress, errors and memory."""
+"""Utilities for all packages: files, text, progress, errors and memory."""

@@ -1,6 +1,6 @@
 """Errors that a user can fix, and the wording of counts.
 
-Any other exception is a bug of seqtk and keeps its traceback.
+Any other exception is a bug in seqtk and keeps its traceback.
 """
 
 import os
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """An error that the user can fix, in at most three lines: the problem, its cause or value, the fix.
 
-    Empty lines are dropped.
+    Empty lines are removed.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -20,7 +20,7 @@ class UserError(Exception):
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds `path` to an OSError that has no file name, such as the one for a full disk."""
+    """Context manager that adds `path` to an OSError without a file name, such as the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def how_many(count: int, noun: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an exception of Python or torch is an out-of-memory error of a CPU or a GPU."""
+    """Returns True if an exception of Python or torch is an out-of-memory error of a CPU or a GPU."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 

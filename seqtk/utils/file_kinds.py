@@ -1,15 +1,15 @@
-"""Describes a file or folder, for errors about a path that was given to the wrong command."""
+"""Describes a file or folder, for errors about a path that a command cannot read."""
 
 from pathlib import Path
 
 PYTORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-"""First bytes of what torch.save writes: a zip archive, and the pickled magic number of the old format."""
+"""First bytes of files from torch.save: of a zip archive, and of the old format (a pickled magic number)."""
 INDEXED = (b"TNTIDX", b"MMIDIDX")
 """First bytes of an index of token ids, in the formats of fairseq and seqtk."""
 
 
 def describe(path: Path) -> tuple[str, str]:
-    """Returns a description of the contents of `path` and the command or key that reads it; empty if unknown."""
+    """Returns (description of the contents of `path`, command or key that reads it, or an empty string)."""
     if path.is_dir():
         return _describe_folder(path)
     with path.open("rb") as file:
@@ -21,7 +21,7 @@ def describe(path: Path) -> tuple[str, str]:
             return "a model file of seqtk", f"seqtk-generate checkpoint={path}"
         return "a safetensors file", ""
     if head.startswith(INDEXED) or path.suffix in (".idx", ".bin"):
-        return "a part of a data-bin directory", f"task.data={path.parent} or data={path.parent}"
+        return "a file of a data-bin directory", f"task.data={path.parent} or data={path.parent}"
     if path.suffix == ".jsonl":
         return "a training log", f"seqtk-plot {path.parent} output=curves.png"
     if path.suffix in (".yaml", ".yml"):

@@ -18,7 +18,7 @@ _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdout", "/dev/stderr")
 
 @contextmanager
 def disk_full_errors(path: Path) -> Iterator[None]:
-    """Converts a disk-full error while `path` is written into a UserError with the number of free bytes."""
+    """Context manager that converts a disk-full error in writing `path` into a UserError with the free space."""
     try:
         with naming(path):
             yield
@@ -35,7 +35,7 @@ def disk_full_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Yields a file that replaces `path` when the block ends. After an exception the old file is unchanged.
+    """Context manager that yields a file, which replaces `path` at the end. After an exception, `path` is unchanged.
 
     If `path` is a symbolic link, the file that it points to is replaced. A pipe, a device or an open file
     (`/dev/stdout`, `/dev/fd/3`) is written to directly. A new file has the permissions of the umask. An existing file
@@ -61,7 +61,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
         except OSError as error:
             reason = error.strerror if target.parent.is_dir() else f"there is no folder {Path(path).parent}"
             raise UserError(f"{path} cannot be written: {reason}.") from None
-        stack.callback(_without_error, file.close)  # it is closed below, where an error is reported
+        stack.callback(_without_error, file.close)  # normally, the file is closed below, where errors are reported
         with disk_full_errors(Path(path)):
             yield file
             file.close()
@@ -71,9 +71,9 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
 @contextmanager
 def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Yields binary files that are renamed to `paths` when the block ends. After an exception, no file is replaced.
+    """Context manager that yields files, which replace `paths` at the end. After an exception, all paths are unchanged.
 
-    Missing folders are made.
+    The files are binary. Missing folders are created.
     """
     with ExitStack() as stack:
         for path in paths:
@@ -89,15 +89,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields a temporary folder, whose content is moved to `destination` when the block ends.
+    """Context manager that yields a temporary folder. At the end, its content is moved to `destination`.
 
     After an exception, `destination` is unchanged and no new folder is left.
 
     Args:
         destination: The folder, which is replaced if it exists. A symbolic link to a folder is kept.
-        only: Patterns of file names. If given, only the files in the folder that match are replaced; all others
-            stay. Files that match the first pattern are removed first and written last, so the folder counts as
-            complete only with them.
+        only: Patterns of file names. If given, only files in the folder that match are replaced; other files are kept.
+            Files that match the first pattern are removed first and written last, so they mark a complete folder.
     """
     target = Path(os.path.realpath(destination))
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -116,7 +115,7 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
-            with suppress(OSError):  # another process may have put something there
+            with suppress(OSError):  # another process may have created files there
                 folder.rmdir()
 
 
@@ -136,12 +135,12 @@ def check_writable(folder: Path, *, key: str) -> None:
         raise UserError(
             f"{key}={folder} cannot be written.",
             f"Cannot create a file in {there}: {error.strerror}.",
-            f"Set {key}= to another folder.",
+            f"Set {key}= to a different folder.",
         ) from None
 
 
 def is_special(path: Path) -> bool:
-    """Returns whether `path` exists and is a pipe, a device or a socket."""
+    """Returns True if `path` exists and is a pipe, a device or a socket."""
     with suppress(OSError):
         mode = path.stat().st_mode
         return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
@@ -154,7 +153,7 @@ def _existing(path: Path) -> Path:
 
 
 def _without_error(function: Callable[[], None]) -> None:
-    """Calls a function that cleans up after an error, which its own OSError must not replace."""
+    """Calls a function that cleans up after an error. Ignores an OSError in it, which would replace the first error."""
     with suppress(OSError):
         function()
 

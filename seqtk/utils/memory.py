@@ -16,8 +16,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Makes glibc keep freed buffers for the next update.
 
-    By default glibc returns large buffers to the system, and every update waits until the system has zeroed new ones.
-    On a CPU, this takes a tenth to a third of the time. Other C libraries have no such setting and are not changed.
+    By default, glibc returns large buffers to the system, and every update waits until the system has zeroed new
+    buffers. On a CPU, this takes a tenth to a third of the time. Other C libraries have no such setting and are not
+    changed.
     """
     if sys.platform != "linux":
         return
@@ -38,7 +39,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 @contextmanager
 def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
-    """Converts out-of-memory errors of a GPU or a CPU into a UserError that ends with `advice`."""
+    """Context manager that converts out-of-memory errors of a GPU or CPU into a UserError that ends with `advice`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -20,14 +20,14 @@ class Reporter:
 
     Attributes:
         notify: Called with each line of text.
-        progress: Whether bars are shown, if standard error is a terminal.
+        progress: True to show progress bars if standard error is a terminal.
     """
 
     notify: Callable[[str], None] = _ignore
     progress: bool = False
 
     def bar(self, total: int | None, title: str, *, unit: str = "B", initial: int = 0) -> "tqdm[Any]":
-        """Returns a progress bar of `total` units (None: unknown), of which `initial` are already done."""
+        """Returns a progress bar for `total` units (None: unknown). It starts at `initial`."""
         disable = None if self.progress else True
         return tqdm(total=total, desc=title, unit=unit, unit_scale=True, initial=initial, disable=disable, leave=False)
 

@@ -1,4 +1,4 @@
-"""Translates SLURM's variables to torchrun's variables, so that `srun seqtk-train` needs no launcher."""
+"""Sets torchrun's environment variables from SLURM's, so that `srun seqtk-train` needs no launcher."""
 
 import re
 from collections.abc import MutableMapping
@@ -7,15 +7,15 @@ from math import ceil
 from seqtk.utils.errors import UserError
 
 PORTS = range(20_000, 30_000)
-"""Ports for MASTER_PORT, below the ports that Linux gives to clients. The numbers of job and step select one."""
+"""Ports for MASTER_PORT, below the ports that Linux assigns to clients. The numbers of job and step select one."""
 RUN_ID = "SEQTK_RUN_ID"
-"""The variable that identifies the run of a process, in case two runs use the same address and port."""
+"""The environment variable that identifies the run of a process, in case two runs use the same address and port."""
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Sets torchrun's variables if srun started this process as one of several.
 
-    Variables that are set already are not changed. The first process listens on the first host.
+    Variables that are already set are not changed. The first process listens on the first host.
 
     Raises:
         UserError: If a variable is missing or not a number.
@@ -38,7 +38,7 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def _tasks_on_host(environment: MutableMapping[str, str], *, size: int) -> int:
-    """Returns the number of tasks on this host. If SLURM gives no valid list of them, it is the same on each host."""
+    """Returns the number of tasks on this host. Without a valid list from SLURM, all hosts have the same number."""
     listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
     counts = tasks_per_node(listed)
     if sum(counts) == size and (len(set(counts)) == 1 or "SLURM_NODEID" in environment):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the last line of an error about an unknown `name`: the known name closest to it, or the known names."""
+    """Returns the last line of an error about an unknown `name`: the most similar known name, or all known names."""
     names = sorted(known)
     meant = closest(name, names)
     if meant is not None:
         return f"Did you mean '{meant}'?"
     if len(names) > MOST_LISTED:
         return ""
-    return f"Known: {', '.join(names)}." if names else "There is none to choose from."
+    return f"Known: {', '.join(names)}." if names else "No names are known."
 
 
 def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
@@ -24,9 +24,9 @@ def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, pr
 
     Args:
         name: The unknown key or its last part, without `prefix`.
-        here: The keys of the config in which the key was looked for. They are listed if no key is similar.
-        below: Dotted keys of the configs nested in that config, which may be suggested too.
-        prefix: The key of that config and a dot, such as `model.`. It is put before the suggestion.
+        here: The keys of the config that was searched. They are listed if no key is similar.
+        below: The dotted keys of the configs nested in that config. They may be suggested too.
+        prefix: The key of that config and a dot, such as `model.`. The suggestion begins with it.
     """
     here = list(here)
     meant = closest(name.replace("-", "_"), sorted({*here, *below}, key=lambda key: (key.count("."), key)), dotted=True)
@@ -36,7 +36,7 @@ def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, pr
 
 
 def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
-    """Returns the last line of an error about a missing path: a similar name in the same folder, if there is one.
+    """Returns the last line of an error about a missing path: a similar name in the same folder, or no line.
 
     If the folder does not exist either, the line says so. Names are compared without `ending`.
     """
@@ -51,10 +51,10 @@ def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending
 
 
 def closest(name: str, known: Iterable[str], *, dotted: bool = False) -> str | None:
-    """Returns the known name most similar to `name` (the first on ties), or None if none is close.
+    """Returns the known name that is most similar to `name` (the first on ties), or None if none is similar.
 
-    A name is close if it shares two thirds of its letters in order, or contains all words of `name`
-    (`warmup` → `warmup_updates`). With `dotted` only the last parts of the known names are compared.
+    A name is similar if it shares two thirds of its letters in order, or contains all words of `name`
+    (`warmup` → `warmup_updates`). With `dotted`, only the last parts of the known names are compared.
     """
 
     def closeness(other: str) -> float:
@@ -70,4 +70,4 @@ CLOSE = 0.66
 """Minimum similarity (`difflib.SequenceMatcher.ratio`) of a name that is suggested."""
 
 MOST_LISTED, MOST_KEYS_LISTED = 60, 12
-"""Maximum lengths of printed lists: of names, and of keys."""
+"""Maximum numbers of names, and of keys, in a printed list."""

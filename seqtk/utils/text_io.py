@@ -20,7 +20,7 @@ from seqtk.utils.suggestions import near_path
 
 BOM = b"\xef\xbb\xbf"
 SUFFIXES = ("", ".gz", ".bz2", ".xz")
-"""The endings of the names of text files: none, and the endings of the supported compressions."""
+"""The file extensions of compressed text files, and an empty one for plain text files."""
 
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_TEXT = {
@@ -34,7 +34,7 @@ _HEAD = max(map(len, (*_OPENERS, *_NOT_TEXT)))
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """Yields the lines of the UTF-8 file at `path` (`-`: standard input) without their ends, as they arrive.
+    """Yields the lines of the UTF-8 file at `path` (`-`: standard input), without line ends, as they arrive.
 
     The file may be a pipe or a device, and may be compressed. A byte-order mark and `\\r` before `\\n` are removed.
 
@@ -86,7 +86,7 @@ def open_decompressed(path: Path) -> IO[bytes]:
 
 def _decompressed(file: Any, name: Path | str) -> Any:
     """Returns `file`, or a decompressing reader of it, depending on its first bytes."""
-    if not isinstance(file, io.BufferedReader):  # a test's or a notebook's standard input
+    if not isinstance(file, io.BufferedReader):  # standard input in a test or a notebook
         return file
     head = file.peek(_HEAD)[:_HEAD]
     for magic, (what, fix) in _NOT_TEXT.items():
@@ -96,20 +96,20 @@ def _decompressed(file: Any, name: Path | str) -> Any:
     if opener is None:
         return file
     opened = opener(file, "rb")
-    if isinstance(name, Path):  # closing it then closes `file`, as when it is opened by name
+    if isinstance(name, Path):  # closing the reader then closes `file`, as if it were opened by name
         vars(opened).update({"myfileobj": file} if opener is gzip.open else {"_closefp": True})
     return opened
 
 
 @contextlib.contextmanager
 def decompression_errors(name: Path | str) -> Iterator[None]:
-    """Converts exceptions about damaged compressed data into a UserError that names the file."""
+    """Context manager that converts exceptions about damaged compressed data into a UserError with the file name."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise _incomplete(name, error) from None
     except OSError as error:
-        if error.errno is None:  # bz2's way to say that data is invalid
+        if error.errno is None:  # bz2 raises this for invalid data
             raise _incomplete(name, error) from None
         raise
 
@@ -120,7 +120,7 @@ def _incomplete(name: Path | str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def text_output(path: str) -> Iterator[TextIO]:
-    """Returns a UTF-8 text file to write; `-` is standard output, other paths are opened with `atomic_file`."""
+    """Context manager that yields a UTF-8 text file to write: standard output for `-`, otherwise an `atomic_file`."""
     if path != "-":
         with atomic_file(path, "w", encoding="utf-8", newline="\n") as output:
             yield cast("TextIO", output)
@@ -146,11 +146,11 @@ def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
             line = first_line + block.count(b"\n", 0, error.start)
             raise UserError(
                 f"Line {line:,} of {name} is not UTF-8: {error.reason} {block[error.start : error.start + 1]!r}.",
-                "Convert the file, for example with iconv -f latin1 -t utf-8.",
+                "Convert the file, for example: iconv -f latin1 -t utf-8.",
             ) from None
     if b"\0" in block:
         line = first_line + block.count(b"\n", 0, block.index(b"\0"))
         raise UserError(
             f"Line {line:,} of {name} contains a NUL byte, so it is not text.",
-            "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8. Otherwise remove NUL bytes: tr -d '\\000'.",
+            "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8. Otherwise, remove NUL bytes: tr -d '\\000'.",
         )
