@@ -1,6 +1,7 @@
 """Sequence-to-sequence and language models with swappable attention layers.
 
-`load` returns a trained model as an object with `translate`, `generate`, `score` and `evaluate`; `train` trains one.
+`load` returns a trained model as an object with `translate`, `generate`, `score` and `evaluate`. `train` trains a
+model.
 """
 
 from typing import TYPE_CHECKING, Any

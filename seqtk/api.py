@@ -16,14 +16,14 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, given by its folder."""
+    """A training run in a folder."""
 
     save_dir: Path
     stopped_by: int = 0
     """The number of the signal that stopped training before its end, or 0."""
 
     def load(self, **options: Any) -> Pipeline:
-        """Loads the best model of the run, or the latest if there is no best one. `options`: see `seqtk.load`."""
+        """Loads the best model of the run or, if there is none, the latest. `options`: see `seqtk.load`."""
         return load(self.save_dir, **options)
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
@@ -36,21 +36,21 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
     """Trains a model, or resumes the run in `save_dir`.
 
     Args:
-        recipe: The name of a recipe, the path of one, or a configuration. None: the defaults.
-        **overrides: Keys as on the command line. A key inside another is a mapping, `task={"data": "data-bin/de_en"}`,
-            or is dotted: `**{"task.data": "data-bin/de_en"}`.
+        recipe: The name or path of a recipe, or a configuration. None: the defaults.
+        **overrides: Keys as on the command line. A nested key is set by a mapping, `task={"data": "data-bin/de_en"}`,
+            or by a dotted key: `**{"task.data": "data-bin/de_en"}`.
 
     Returns:
-        The run; `run.load()` is its best model.
+        The run. Its method `load()` returns the best model.
 
     Raises:
-        UserError: For a recipe, a key or a value that does not exist, for settings that cannot be trained, and for
-            `dry_run` and `replay`, which only the command supports.
+        UserError: If a recipe, key or value is invalid, if the model cannot be trained, or if `dry_run` or `replay` is
+            set, which only the command supports.
     """
     config = train_config(recipe, **overrides)
     for key in ("dry_run", "replay"):
         if getattr(config, key):
-            raise UserError(f"seqtk.train does not support {key}.", "Use the command seqtk-train.")
+            raise UserError(f"seqtk.train does not support {key}.", "Use the command seqtk-train instead.")
     result = run(config)
     return Run(result.save_dir, result.signal)
 
