@@ -57,7 +57,7 @@ class TestSlurm:
         job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
         task = Run(tiny_corpus, tmp_path / "run", *SETTINGS, "parallel={kind:ddp,timeout:1}", environment=job)
         assert task.wait() == 2
-        assert "could not connect to the others at 127.0.0.1:20000" in task.printed
+        assert "could not connect to the other processes at 127.0.0.1:20000" in task.printed
         assert not (tmp_path / "run").exists()
 
 
@@ -164,7 +164,7 @@ class TestTwoHosts:
         began = time.monotonic()
         assert hosts.processes[0].wait(timeout=120) != 0  # 30 seconds, and more on a busy machine
         print(f"ended after {time.monotonic() - began:.1f} seconds")
-        assert "Process 1 has vanished" in (tmp_path / "host0").read_text()
+        assert "Process 1 is lost" in (tmp_path / "host0").read_text()
         assert load_tensors(tmp_path / "run" / (tmp_path / "run" / "latest").read_text() / "model.safetensors")[0]
 
 

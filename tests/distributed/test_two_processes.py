@@ -228,7 +228,9 @@ def test_interrupted_validation_is_repeated_on_resuming(tiny_corpus: Path, tmp_p
     )
     code, errors = train(2, tiny_corpus, tmp_path / "run", f"user_dir={plugin}", *decoded)
     assert code != 0
-    assert "Stopped by a signal after update 6. The same command resumes there, starting with its validation." in errors
+    assert (
+        "Stopped by a signal after update 6. The same command resumes the run, starting with its validation." in errors
+    )
     assert (tmp_path / "run" / "latest").read_text() == "update_00000006"
     assert losses(tmp_path / "run", "valid") == []
     code, errors = train(2, tiny_corpus, tmp_path / "run", *decoded)

@@ -183,14 +183,14 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["show", "demmo"], "Did you mean 'demo'?"),
-        (["show"], "Write: seqtk-recipes show NAME"),
-        (["cp", "demo"], "Write: seqtk-recipes cp NAME FOLDER"),
+        (["show"], "Usage: seqtk-recipes show NAME"),
+        (["cp", "demo"], "Usage: seqtk-recipes cp NAME FOLDER"),
         (["show", "."], "There is no recipe called '.'."),
         (["show", ""], "There is no recipe called ''."),
         (["show", "my/kid.yml"], "Rename it to kid.yaml."),
-        (["ls", "foo"], "Write: seqtk-recipes ls"),
+        (["ls", "foo"], "Usage: seqtk-recipes ls"),
         (["lss"], "Did you mean 'ls'?"),
-        (["cp", "demo", str(ROOT / "recipes")], "exists already"),
+        (["cp", "demo", str(ROOT / "recipes")], "already exists"),
         (["show", "no/such.yaml"], "There is no recipe at"),
     ],
 )
