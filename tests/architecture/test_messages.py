@@ -45,7 +45,7 @@ def fixes(tree: ast.Module) -> Iterator[tuple[int, str]]:
     [path for path in TREES if relative(path.parent).removeprefix("seqtk/").startswith(OF_TRAINING)],
     ids=relative,
 )
-def test_fixes_name_keys_of_seqtk_train(path: Path) -> None:
+def test_error_fixes_name_only_keys_of_seqtk_train(path: Path) -> None:
     for line, text in [] if path in OF_COMMANDS else fixes(TREES[path]):
         for key in re.findall(r"(?<![\w.}])([a-z_]+)=", text):
             is_of_other = re.search(rf"seqtk-[a-z]+ [^.]*\b{key}=", text) or "an entry" in text

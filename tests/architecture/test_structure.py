@@ -67,7 +67,7 @@ class TestImports:
                 assert not (isinstance(node, ast.ImportFrom) and node.level), f"{relative(path)}:{node.lineno}"
 
     @pytest.mark.parametrize("folder", registering_packages(), ids=relative)
-    def test_packages_import_modules_that_register_members(self, folder: Path) -> None:
+    def test_packages_import_modules_that_register_classes(self, folder: Path) -> None:
         """Importing a package must register all its members."""
         package = ".".join(folder.relative_to(ROOT).parts)
         imported = {name for path, tree in TREES.items() if path.parent == folder for name in imported_by(tree)}

@@ -23,7 +23,7 @@ COPY = LAYERS * WIDTH * WIDTH * 4 / 2**20
 
 
 @pytest.mark.slow
-def test_gathering_needs_memory_for_one_copy(tmp_path: Path) -> None:
+def test_gathering_uses_memory_for_only_one_copy(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

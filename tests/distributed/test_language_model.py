@@ -80,7 +80,7 @@ SIZES = ["model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.layers=2", 
 TOKENS = [*STREAMS, "model=recurrent_memory_lm", *SIZES, "model.segment_length=16", "max_updates=4"]
 
 
-def test_streams_resume_with_another_process_count(corpus: str, tmp_path: Path) -> None:
+def test_streams_resume_with_a_different_process_count(corpus: str, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TRANSFORMER_XL)
     train(2, corpus, tmp_path / "two", *TRANSFORMER_XL, "max_updates=4")
     train(1, corpus, tmp_path / "two", *TRANSFORMER_XL, "update_freq=3", "max_updates=12")

@@ -28,7 +28,7 @@ def saved(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_process_writes_its_part(saved: Path) -> None:
+def test_each_process_writes_its_part_of_a_checkpoint(saved: Path) -> None:
     """Half of all numbers, in files that hold no pickle."""
     assert not [path for path in saved.rglob("*") if ".partial" in path.name]
     names = {"model.safetensors", "optimizer_00000.safetensors", "optimizer_00001.safetensors", "state.json"}
@@ -87,7 +87,7 @@ sys.addaudithook(fail)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_process_that_cannot_write_its_part_ends_all(
+def test_failed_write_in_one_process_ends_all_processes(
     saved: Path, tiny_corpus: Path, tmp_path: Path, fault: str
 ) -> None:
     """While the first process waits for it in a thread. The checkpoint before stays the newest."""

@@ -54,7 +54,7 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_a_dry_run_ends_and_writes_nothing(tiny_corpus: Path, tmp_path: Path, engine: str) -> None:
+def test_dry_run_ends_and_writes_no_file(tiny_corpus: Path, tmp_path: Path, engine: str) -> None:
     save_dir = tmp_path / "run"
     code, errors = train(2, tiny_corpus, save_dir, f"parallel={engine}", "dry_run=true")
     assert code == 0, errors
@@ -141,7 +141,7 @@ class ByHand(DDP):
 """
 
 
-def test_plugin_engine_gives_the_losses_of_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_losses_of_a_plugin_engine_equal_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "by_hand.py"
     plugin.write_text(BY_HAND)
     code, errors = train(2, tiny_corpus, tmp_path / "ddp", "update_freq=2", "clip_norm=0.3", "parallel=ddp")
@@ -153,7 +153,7 @@ def test_plugin_engine_gives_the_losses_of_ddp(tiny_corpus: Path, tmp_path: Path
     assert [loss for _, loss in by_hand] == pytest.approx([loss for _, loss in ddp], rel=1e-6)
 
 
-def test_run_of_two_processes_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_of_two_processes_resumes_in_one_process(tiny_corpus: Path, tmp_path: Path) -> None:
     code, errors = train(1, tiny_corpus, tmp_path / "whole", "update_freq=2")
     assert code == 0, errors
     code, errors = train(2, tiny_corpus, tmp_path / "parts", "max_updates=7")

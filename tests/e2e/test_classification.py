@@ -69,7 +69,7 @@ def test_commands_train_and_classify_from_csv_files(
     assert Path("classes.txt").read_text() == "five\none, at most\n"
 
 
-def test_ag_news_format_is_trained_and_evaluated(
+def test_files_in_ag_news_format_train_a_classifier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -117,7 +117,7 @@ class TestKills:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_full_disk_ends_the_run_which_resumes(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
+def test_run_with_a_full_disk_fails_and_resumes(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     save_dir = tmp_path / "run"
     # A limit on file sizes simulates the full disk. It applies to all files that the process writes at that time.
     name, _, how = name.partition(" ")
@@ -190,7 +190,7 @@ def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_truncated_data_end_the_run_which_resumes(
+def test_run_with_truncated_data_fails_and_resumes(
     whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int
 ) -> None:
     """A file that is truncated while it is open ends the run with exit code 2, not with SIGBUS."""

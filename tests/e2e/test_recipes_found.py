@@ -106,7 +106,7 @@ def test_recipe_has_its_headings_and_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_file_changes_a_value_of_its_parents(name: str) -> None:
+def test_recipe_overrides_a_value_of_its_parents(name: str) -> None:
     """Each file of the defaults list changes a value of the files before it."""
     layers = layers_of(name)
     for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):
@@ -156,7 +156,7 @@ def test_arguments_override_recipe_settings() -> None:
     assert tree["decoder"]["cross_attention"][0]["kind"] == "softmax"
 
 
-def test_own_recipe_extends_shipped_and_local_recipes(tmp_path: Path) -> None:
+def test_user_recipe_extends_shipped_and_local_recipes(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("max_updates: 7\n")
     (tmp_path / "mine.yaml").write_text("defaults: [wmt14_synth, short, _self_]\nseed: 3\n")
     config = composed(str(tmp_path / "mine"))

@@ -67,7 +67,7 @@ class TestRoles:
             assert all(name in str(refused.value) for name in [kind, *able])
 
     @pytest.mark.parametrize("kind", list(attentions))
-    def test_roles_that_a_variant_excludes_are_refused(self, kind: str) -> None:
+    def test_roles_excluded_by_a_variant_are_refused(self, kind: str) -> None:
         for name, subject in subjects(kind, variants=variants(kind)):
             for role in subject.layer.roles & ~variants(kind)[name].roles:
                 with pytest.raises(UserError):

@@ -76,7 +76,7 @@ class TestRunLaws:
         assert first.startswith("1 of ")
         assert rest[0].startswith("running_mean (causal, short), law equals_the_reference: outputs differ")
 
-    def test_ignored_dropout_is_explained(self, running_mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_error_explains_that_dropout_is_ignored(self, running_mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
         with pytest.raises(AssertionError, match="has a 'dropout' setting but ignores it"):
             run_laws(running_mean, oracle=mean)
@@ -94,12 +94,12 @@ class TestRunLaws:
 
 
 @pytest.mark.slow
-def test_laws_need_no_pytest() -> None:
+def test_laws_run_without_pytest() -> None:
     without_pytest = "import sys; sys.modules['pytest'] = None; "
     code = "from seqtk.testing.laws import run_laws; run_laws('fnet', sizes=['short'])"
     assert subprocess.run([sys.executable, "-c", without_pytest + code], check=False, cwd="/").returncode == 0
 
 
-def test_docs_page_of_the_laws_is_current() -> None:
+def test_laws_page_in_docs_is_current() -> None:
     command = [sys.executable, "tools/law_matrix.py", "--check"]
     assert subprocess.run(command, check=False, cwd=ROOT).returncode == 0

@@ -13,7 +13,7 @@ def build(role: Role = Role.ENCODER, **fields: int) -> Gmlp:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_gmlp_starts_near_a_perceptron(role: Role) -> None:
+def test_initial_gmlp_is_near_a_perceptron(role: Role) -> None:
     layer = build(role)
     x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
     perceptron = layer.out(functional.gelu(layer.expand(x_BTD)).chunk(2, -1)[0])
@@ -33,7 +33,7 @@ def test_lower_triangular_encoder_equals_causal_layer() -> None:
     torch.testing.assert_close(encoder(x_BTD)[0], causal(x_BTD)[0])
 
 
-def test_shift_matrix_gates_by_the_previous_value() -> None:
+def test_shift_matrix_gates_values_by_the_previous_value() -> None:
     """W has ones below the diagonal and b = 0, so the gate is the previous value."""
     layer = build(Role.CAUSAL)
     with torch.no_grad():

@@ -220,7 +220,7 @@ def test_invalid_settings_are_refused(role: Role, fields: dict[str, Any], key: s
         build(dataclasses.replace(CONVLUNA, **fields), role)
 
 
-def test_equal_widths_allow_sharing_in_cross_attention() -> None:
+def test_cross_attention_of_equal_widths_can_share_weights() -> None:
     config = dataclasses.replace(CONVLUNA, sharing="simplified")
     layer = attentions.build(config, dim=DIM, role=Role.CROSS, memory_dim=DIM)
     assert layer(torch.randn(2, 3, DIM), torch.randn(2, 5, DIM))[0].shape == (2, 3, DIM)

@@ -19,7 +19,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> SimpleTron:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL, Role.CROSS])
-def test_order_of_the_products_does_not_matter(role: Role) -> None:
+def test_order_of_matrix_products_has_no_effect(role: Role) -> None:
     """(Q Kᵀ) V == Q (Kᵀ V), also over several chunks."""
     layer = build(role)
     x_BTD = torch.randn(2, 150, DIM, dtype=torch.float64)

@@ -53,7 +53,7 @@ def test_shift_by_one_block_equals_local_block_back_true() -> None:
     assert_close(layer(X_BTD)[0][:, 4:], local(X_BTD)[0][:, 4:])
 
 
-def test_every_position_sees_every_position() -> None:
+def test_every_position_attends_to_every_position() -> None:
     assert mutual(build(SinkhornConfig(heads=2, block=3), Role.ENCODER), 11).all()
 
 
@@ -79,6 +79,6 @@ def test_only_training_adds_noise() -> None:
     assert_close(layer.eval()(X_BTD)[0], expected, 0)
 
 
-def test_no_tensor_holds_all_pairs_of_positions() -> None:
+def test_no_tensor_has_all_pairs_of_positions() -> None:
     layer = build(SinkhornConfig(heads=2, block=32, max_length=1024), Role.ENCODER)
     assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)

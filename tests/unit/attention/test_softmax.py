@@ -38,7 +38,7 @@ def test_rotary_products_depend_on_distance_only() -> None:
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_position_encodings_make_order_matter(positions: Any) -> None:
+def test_position_encodings_make_outputs_depend_on_order(positions: Any) -> None:
     layer = build(positions=positions)
     x_BTD = torch.randn(1, 5, 8, dtype=torch.float64)
     order = torch.tensor([2, 0, 1, 4, 3])
@@ -85,7 +85,7 @@ def test_one_kv_head_per_head_is_plain_attention(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
-def test_cache_holds_only_kv_heads(role: Role) -> None:
+def test_cache_has_only_the_kv_heads(role: Role) -> None:
     layer = build(role, heads=4, kv_heads=2)
     x_B1D = torch.randn(3, 1, 8, dtype=torch.float64)
     state = layer.start(3, torch.randn(3, 1, 8, dtype=torch.float64) if role is Role.CROSS else None)

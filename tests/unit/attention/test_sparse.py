@@ -92,7 +92,7 @@ def test_200_decoding_steps_equal_forward(config: AttentionConfig) -> None:
 
 @pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
 @pytest.mark.parametrize("role", SELF)
-def test_no_tensor_holds_all_pairs_of_positions(role: Role) -> None:
+def test_no_tensor_has_all_pairs_of_positions(role: Role) -> None:
     for config in (StridedSparseConfig(heads=2, stride=32), FixedSparseConfig(heads=2, block=32, summary=1)):
         assert largest_tensor(build(config, role), 1024) <= 1024 * 1024 / 4
 

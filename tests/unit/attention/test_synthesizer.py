@@ -106,7 +106,7 @@ def test_factorized_dense_logits_are_distinct() -> None:
         assert len(set(matrix[:, 0].tolist())) == 11
 
 
-def test_zero_logits_average_the_values() -> None:
+def test_zero_logits_give_the_mean_of_the_values() -> None:
     layer = build(SynthesizerRandomConfig(heads=2, max_length=6))
     torch.nn.init.zeros_(layer.get_parameter("logits.matrix"))
     x_BTD = torch.randn(2, 6, DIM)
@@ -115,7 +115,7 @@ def test_zero_logits_average_the_values() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], expected.expand_as(x_BTD))
 
 
-def test_mixture_with_all_weight_on_dot_is_softmax() -> None:
+def test_mixture_with_all_weight_on_dot_equals_softmax() -> None:
     mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
     torch.nn.init.constant_(mixture.get_parameter("mixing"), 100.0)
     softmax = build(SoftmaxConfig(heads=2))
@@ -124,7 +124,7 @@ def test_mixture_with_all_weight_on_dot_is_softmax() -> None:
     torch.testing.assert_close(mixture(x_BTD), softmax(x_BTD))
 
 
-def test_mixture_with_no_weight_on_dot_is_random() -> None:
+def test_mixture_without_weight_on_dot_equals_random() -> None:
     mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
     torch.nn.init.constant_(mixture.get_parameter("mixing"), -100.0)
     random = build(SynthesizerRandomConfig(heads=2, max_length=6))
@@ -171,12 +171,12 @@ def test_mixture_config_is_read_from_a_dict() -> None:
 
 
 @pytest.mark.parametrize("parts", [[], ["dot"], ["random", "random"]])
-def test_mixture_needs_two_different_parts(parts: list[str]) -> None:
+def test_mixture_requires_two_different_parts(parts: list[str]) -> None:
     with pytest.raises(UserError, match=r"attention\.parts"):
         build(from_dict(SynthesizerMixtureConfig, {"parts": parts}))
 
 
-def test_sigmoid_mixture_needs_exactly_two_parts() -> None:
+def test_sigmoid_mixture_requires_exactly_two_parts() -> None:
     config = from_dict(SynthesizerMixtureConfig, {"parts": ["random", "dense", "dot"], "mix": "sigmoid"})
     with pytest.raises(UserError, match=r"attention\.mix=softmax"):
         build(config)
@@ -267,7 +267,7 @@ def test_blockwise_softmax_in_bfloat16_is_near_float32(role: Role) -> None:
 
 @pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_no_tensor_holds_all_logits(role: Role) -> None:
+def test_no_tensor_has_all_logits(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
     layer = attentions.build(config, dim=DIM, role=role)
     assert largest_tensor(layer, 2048) <= BLOCK < 2 * 2048**2

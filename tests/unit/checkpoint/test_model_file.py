@@ -32,7 +32,7 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 class TestLoad:
-    def test_loading_needs_no_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
+    def test_model_loads_without_its_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
         run = trainer(tiny_corpus, run_dir)
         loaded = trained_model.load(run_dir / "update_00000008")
         assert not loaded.model.training
@@ -67,7 +67,7 @@ class TestLoad:
         model_file.write(tmp_path / "a.safetensors", replace(contents, config=config))
         assert trained_model.load(tmp_path / "a.safetensors").config == config
 
-    def test_file_without_vocabulary_is_incomplete(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_file_without_vocabulary_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         contents.assets.clear()
         model_file.write(tmp_path / "model.safetensors", contents)

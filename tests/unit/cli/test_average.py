@@ -16,7 +16,7 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def test_fewer_checkpoints_than_last_are_averaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_fewer_checkpoints_than_last_is_averaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([f"checkpoint={run_dir}", "last=2"])
     assert capsys.readouterr().out.startswith("Mean of 2 checkpoints: update_00000004, update_00000006\n")
     main([f"checkpoint={run_dir}", "last=99"])
@@ -30,7 +30,7 @@ def test_model_file_selects_the_checkpoints_of_its_run(run_dir: Path, capsys: py
     assert capsys.readouterr().out.splitlines()[1] == str(run_dir / "average.safetensors")
 
 
-def test_newer_checkpoints_than_latest_are_ignored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_newer_than_latest_are_ignored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latest = (run_dir / "latest").read_text()
     (run_dir / "latest").write_text("update_00000004")
     try:
@@ -42,7 +42,7 @@ def test_newer_checkpoints_than_latest_are_ignored(run_dir: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(("name", "words"), [("emty", "does not exist"), ("empty", "no checkpoints")])
-def test_missing_and_empty_folders_have_distinct_errors(
+def test_missing_and_empty_folders_have_different_errors(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -80,7 +80,7 @@ def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen[0].name == "y"
 
 
-def test_config_class_may_be_given_by_a_function() -> None:
+def test_config_class_may_be_returned_by_a_function() -> None:
     @command("seqtk-late", lambda: ToyConfig)
     def late(config: ToyConfig) -> None:
         seen.append(config)
@@ -234,7 +234,7 @@ def test_command_line_option_suggests_its_key(
     assert len(error.splitlines()) <= 3
 
 
-def test_first_argument_needs_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_of_the_first_argument_may_be_omitted(capsys: pytest.CaptureFixture[str]) -> None:
     """A path as the first argument is taken literally. Every other argument needs a key."""
 
     @command("seqtk-toy", ToyConfig, first="name")

@@ -124,13 +124,13 @@ def test_interpolation_uses_parents_and_arguments(tmp_path: Path) -> None:
 
 
 class TestDeletion:
-    def test_tilde_restores_the_default(self, tmp_path: Path) -> None:
+    def test_tilde_argument_restores_the_default(self, tmp_path: Path) -> None:
         recipe = "lr: 2\nmodel: {dim: 3, layer: dense}"
         assert configure(tmp_path, "~lr", mine=recipe).lr == RunConfig().lr
         assert configure(tmp_path, "~model.dim", mine=recipe).model == ModelConfig(DenseConfig())
         assert configure(tmp_path, "~lr=2", mine=recipe).lr == RunConfig().lr
 
-    def test_tilde_with_another_value_is_an_error(self, tmp_path: Path) -> None:
+    def test_tilde_argument_with_a_wrong_value_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="~lr=3"):
             configure(tmp_path, "~lr=3", mine="lr: 2")
 
@@ -164,7 +164,7 @@ class TestGroups:
         assert self.choose(folder, "name: x", "+model=big").model.dim == 80
         assert self.choose(folder, "name: x", "sets@_global_=long").lr == 3
 
-    def test_unknown_group_option_is_an_error(self, folder: Path) -> None:
+    def test_unknown_group_option_is_refused(self, folder: Path) -> None:
         with pytest.raises(UserError, match="model/huge"):
             self.choose(folder, "defaults: [model: small]", "model@model=huge")
 
@@ -209,7 +209,7 @@ def test_unknown_interpolation_is_refused(tmp_path: Path) -> None:
         ("attention={heads: 4}", DotConfig(heads=4)),
     ],
 )
-def test_arguments_are_parsed(tmp_path: Path, argument: str, value: object) -> None:
+def test_argument_values_are_parsed(tmp_path: Path, argument: str, value: object) -> None:
     config: Any = configure(tmp_path, argument)
     key = argument.lstrip("+").partition("=")[0].replace("attention", "model.layer")
     for part in key.split("."):
@@ -285,7 +285,7 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.sampled_from
     lr=st.floats(allow_nan=False, allow_infinity=False),
     dense=st.booleans(),
 )
-def test_yaml_of_a_config_is_an_equal_recipe(
+def test_yaml_of_a_config_gives_an_equal_config(
     tmp_path: Path, name: str, note: str | None, words: list[str], lr: float, dense: bool
 ) -> None:
     model = ModelConfig((DenseConfig(3), DotConfig()), dim=7) if dense else ModelConfig()

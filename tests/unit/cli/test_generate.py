@@ -117,13 +117,13 @@ def test_each_input_line_gives_one_output_line(run):
 
 
 @pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\nneu\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
-def test_output_lines_are_counted_as_wc_counts_input(run, text):
+def test_number_of_output_lines_equals_wc_of_the_input(run, text):
     expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
     assert len(run("input=-", stdin=text).out.split("\n")) - 1 == expected
 
 
 @pytest.mark.parametrize(("line", "share"), [("Katze Hund alt", "67%"), ("Katze alt", None), ("", None)])
-def test_mostly_unknown_input_is_reported(run, line, share):
+def test_input_of_mostly_unknown_words_is_reported(run, line, share):
     """Raw text is mostly unknown to a model that was imported with a dictionary only."""
     found = [found for found in run("input=-", stdin=f"{line}\n".encode()).err.splitlines() if "unknown" in found]
     assert [line.split()[0] for line in found] == ([share] if share else [])
@@ -240,7 +240,7 @@ def test_interactive_error_suggests_seqtk_generate(capsys):
     assert "seqtk-generate" in capsys.readouterr().err
 
 
-def test_interactive_answers_each_line(run):
+def test_interactive_prints_an_output_for_each_line(run):
     expected = run("input=test.de").out
     for size in (1, 4):
         text = "".join(f"{line}\n" for line in SOURCES).encode()

@@ -23,7 +23,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 class TestOne:
-    def test_a_run_shows_its_checkpoints(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspecting_a_run_lists_its_checkpoints(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = shown(capsys, str(run))
         for part in (
             "10,432 parameters",
@@ -40,7 +40,7 @@ class TestOne:
         assert "encoder.blocks.*.self_attention" in text
         assert "Verified" in text
 
-    def test_a_damaged_checkpoint_is_named(
+    def test_error_names_a_damaged_checkpoint(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=4).fit()
@@ -72,7 +72,7 @@ class TestTwo:
         changes = [line.split()[-1] for line in text.splitlines() if "blocks" in line]
         assert set(changes) == {"0.00%"}
 
-    def test_differences_are_shown(
+    def test_differences_between_models_are_shown(
         self, run: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         changes = {"attention": [{"kind": "synthesizer_dense", "max_length": 64}], "optimizer__lr": 0.5}
@@ -82,7 +82,7 @@ class TestTwo:
         (layer,) = (line for line in lines if line[0] == "encoder.blocks.*.self_attention")
         assert layer[1:5] == ["0", "4", "4", "4"]  # tensors: equal, changed, removed, added
 
-    def test_a_damaged_checkpoint_of_either_is_named(
+    def test_error_names_a_damaged_checkpoint_of_either_run(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         damaged = shutil.copytree(run, tmp_path / "damaged")

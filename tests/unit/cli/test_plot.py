@@ -43,7 +43,7 @@ def test_curves_are_separate_for_train_and_valid(runs: list[str]) -> None:
         (["RUN/notes"], "notes"),
     ],
 )
-def test_unplottable_runs_are_refused(
+def test_runs_that_cannot_be_plotted_are_refused(
     runs: list[str], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (Path(runs[0]) / "notes").write_text("no log\n")

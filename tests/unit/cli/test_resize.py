@@ -71,7 +71,7 @@ def test_resized_model_has_equal_outputs_on_short_input(
         torch.testing.assert_close(after.model(batch)[0], before.model(batch)[0])
 
 
-def test_two_resized_files_are_equal(write: Write, tmp_path: Path) -> None:
+def test_resizing_twice_gives_equal_files(write: Write, tmp_path: Path) -> None:
     old = write(SynthesizerRandomConfig(max_length=4), SoftmaxConfig())
     for name in "ab":
         resize.main([f"checkpoint={old}", "max_length=7", f"output={tmp_path / name}"])

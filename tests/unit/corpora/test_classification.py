@@ -73,7 +73,7 @@ class TestImdb:
                 assert text.startswith(f"a {data.classes()[label]} film , number")
         assert not any(path.is_dir() for path in data.directory.iterdir())
 
-    def test_a_missing_review_is_refused(self, tmp_path: Path) -> None:
+    def test_missing_review_is_refused(self, tmp_path: Path) -> None:
         source = aclimdb(tmp_path / "in")
         (source / "aclImdb" / "test" / "pos" / "3_7.txt").unlink()
         with pytest.raises(UserError, match="There are 19 reviews for test, not 20"):
@@ -164,7 +164,7 @@ class TestCifar:
         assert np.abs((first[:-1] - 4) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.5001
         assert made[0].vocabulary().tokens[4:] == list(map(str, range(256)))
 
-    def test_pickle_of_another_object_is_refused(self, tmp_path: Path) -> None:
+    def test_pickle_of_a_different_object_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
         for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
             (tmp_path / "in" / name).write_bytes(pickle.dumps(print))

@@ -63,7 +63,7 @@ FINITE = finite_forms()
 # The corpus
 
 
-def test_the_same_seed_gives_the_same_pairs() -> None:
+def test_same_seed_gives_the_same_pairs() -> None:
     assert list(pairs(200, seed=3)) == list(pairs(200, seed=3))
     assert list(pairs(200, seed=3)) != list(pairs(200, seed=4))
     assert list(pairs(200, seed=3))[:50] == list(pairs(50, seed=3))
@@ -94,7 +94,7 @@ def test_sentences_are_short_on_average(corpus: list[tuple[str, str]]) -> None:
     assert 6.5 <= sum(len(english.split()) for english, _ in corpus) / len(corpus) <= 9
 
 
-def test_the_splits_share_no_english_sentence(tmp_path: Path) -> None:
+def test_splits_share_no_english_sentence(tmp_path: Path) -> None:
     write_corpus(tmp_path / "demo", train=300, valid=40, test=50, seed=2)
     lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "demo").iterdir()}
     assert {name: len(text) for name, text in lines.items()} == {
@@ -268,7 +268,7 @@ def test_irregular_adjectives_and_articles_are_inflected() -> None:
     assert NounPhrase(NOUN["cat"], "this", plural=True).english(subject=True) == "these cats"
 
 
-def test_titles_and_relative_pronouns_have_case() -> None:
+def test_titles_and_relative_pronouns_are_inflected() -> None:
     man = Named(Name("Goldbach", "Goldbach", Gender.MASCULINE), titled=True)
     assert [man.german(case) for case in Case] == ["Herr Goldbach", "Herrn Goldbach", "Herrn Goldbach"]
     forms = {gender: [relative_pronoun(gender, human=True).german(case) for case in Case] for gender in Gender}
@@ -322,7 +322,7 @@ class TestEnsure:
         assert made == {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}
         assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
-    def test_another_data_bin_is_not_replaced(self, tmp_path: Path) -> None:
+    def test_different_data_bin_is_not_replaced(self, tmp_path: Path) -> None:
         config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
         demo.prepare(config)
         with pytest.raises(UserError, match="overwrite=true"):

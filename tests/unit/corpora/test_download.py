@@ -39,7 +39,7 @@ def files_next_to(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def test_a_file_is_downloaded(shelf: Shelf, tmp_path: Path) -> None:
+def test_file_is_downloaded(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     target = tmp_path / "host" / "a.zip"
     assert get(shelf, target) == "length and sha256 as published"
@@ -105,7 +105,7 @@ def test_download_restarts_if_file_on_server_changed(shelf: Shelf, tmp_path: Pat
     assert shelf.requests[-1] == ("a.zip", "bytes=5000-")
 
 
-def test_partial_file_of_another_url_is_discarded(shelf: Shelf, tmp_path: Path) -> None:
+def test_partial_file_of_a_different_url_is_discarded(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": "http://else.where/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -114,7 +114,7 @@ def test_partial_file_of_another_url_is_discarded(shelf: Shelf, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1}'])
-def test_partial_file_with_invalid_notes_is_discarded(shelf: Shelf, tmp_path: Path, notes: str) -> None:
+def test_partial_file_with_an_invalid_record_is_discarded(shelf: Shelf, tmp_path: Path, notes: str) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(notes)
     shelf.files["a.zip"] = Served(BODY)

@@ -15,7 +15,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)
 
 
 class TestPng:
-    def test_a_written_image_is_read_back(self) -> None:
+    def test_written_image_is_read_back(self) -> None:
         assert (read_png(write_png(IMAGE), "x.png") == IMAGE).all()
 
     def test_png_files_are_compatible_with_pillow(self, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_local_files_and_downloads_give_equal_data_bins(name: str, shelf: Shelf,
         assert not (tmp_path / layout / "downloads").exists()
 
 
-def test_a_source_may_be_a_single_file(tmp_path: Path) -> None:
+def test_source_may_be_a_single_file(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["enwik8"])
     lay_out(tmp_path, contents)
     report = make(corpus, tmp_path, source=str(tmp_path / "enwik8.zip"))

@@ -15,7 +15,7 @@ from seqtk.utils.progress import Reporter
 QUIET = Reporter()
 
 
-def test_splits_are_cut_at_byte_offsets(tmp_path: Path) -> None:
+def test_text_is_split_at_byte_offsets(tmp_path: Path) -> None:
     whole = "é".encode() * 50
     (tmp_path / "a").write_bytes(whole)
     (tmp_path / "b.gz").write_bytes(gzip.compress(whole))

@@ -44,7 +44,7 @@ def computed(criterion: Criterion, model: Transformer, examples: list) -> tuple[
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_losses_of_two_halves_add_up_to_the_batch(model: Transformer, config: object, cut: int) -> None:
+def test_losses_of_two_halves_sum_to_the_loss_of_the_batch(model: Transformer, config: object, cut: int) -> None:
     criterion = criterions.build(config)
     whole, whole_gradients = computed(criterion, model, pairs())
     first, first_gradients = computed(criterion, model, pairs()[:cut])
@@ -75,7 +75,7 @@ def test_loss_equals_torch_cross_entropy(model: Transformer, config: object) -> 
     )
 
 
-def test_an_empty_batch_has_gradients_of_zero(model: Transformer) -> None:
+def test_empty_batch_has_zero_gradients(model: Transformer) -> None:
     step = TrainStep(model, criterions.build(LabelSmoothedConfig()))
     total, stats, _ = step(collate_pairs(pairs()).as_empty())
     assert total.item() == 0

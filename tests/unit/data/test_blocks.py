@@ -44,7 +44,7 @@ def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from(MODES), st.integers(1, 20))
-def test_blocks_equal_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
+def test_blocks_equal_those_of_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
     bounds_K2 = block_bounds(np.array(sizes, dtype=np.int32), break_mode=mode, tokens_per_sample=longest)
     assert bounds_K2.tolist() == naive(sizes, mode, longest)
 

@@ -27,7 +27,7 @@ def en_de(tmp_path: Path) -> Path:
     return _make(tmp_path / "bin", *names, "test.en-de.en", dictionaries=("dict.en.txt", "dict.de.txt"))
 
 
-def test_languages_follow_from_file_names(en_de: Path) -> None:
+def test_languages_are_inferred_from_file_names(en_de: Path) -> None:
     data = DataBin(en_de)
     assert (data.source_lang, data.target_lang) == ("en", "de")
     assert data.splits() == ["train", "valid", "valid1"]

@@ -36,7 +36,7 @@ class TestFormats:
         assert read(write(tmp_path, ending)) == ROWS
 
     @pytest.mark.parametrize("ending", ["tsv", "csv"])
-    def test_numeric_column_names_mean_no_header(self, ending: str, tmp_path: Path) -> None:
+    def test_files_with_numeric_column_names_have_no_header(self, ending: str, tmp_path: Path) -> None:
         path = write(tmp_path, ending, header=False)
         assert read(path, Columns(text=("2",), label="1")) == ROWS
 

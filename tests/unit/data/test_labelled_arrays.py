@@ -84,13 +84,13 @@ class TestDataBins:
         assert sorted(train + valid) == items(source, "test")
         assert source.labels("valid").tolist() == [first % 2 for first, _ in valid]
 
-    def test_blanks_in_classes_become_spaces(self, tmp_path: Path) -> None:
+    def test_white_space_in_classes_becomes_spaces(self, tmp_path: Path) -> None:
         labels = np.array(["a\nb", "c ", "a\nb", "c", "d\r", "c"])
         source = make(tmp_path, train=save(tmp_path, image=IMAGES, label=labels))
         assert source.classes() == ["a b", "c", "d"]
         assert source.labels("train").tolist() == [0, 1, 0, 1, 2, 1]
 
-    def test_columns_classes_rename_classes(self, tmp_path: Path) -> None:
+    def test_columns_classes_setting_renames_classes(self, tmp_path: Path) -> None:
         columns = Columns(("image",), classes=("2:two", "3:three", "10:two"))
         source = make(tmp_path, columns, train=save(tmp_path, image=IMAGES, label=LABELS))
         assert source.classes() == ["three", "two"]

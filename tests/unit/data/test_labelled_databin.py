@@ -55,16 +55,16 @@ class TestTexts:
         source = DataBinSource(DataBinSourceConfig(), data=str(make(tmp_path, tokens=tokens, train=train)))
         assert source.split("train").sizes.tolist() == [5, 2]
 
-    def test_integer_labels_sort_by_value(self, tmp_path: Path) -> None:
+    def test_integer_labels_are_sorted_by_value(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.csv", "text,label", "a,10", "b,9", "c,1")
         made = make(tmp_path, train=train)
         assert (made / "classes.txt").read_text() == "1\n9\n10\n"
 
-    def test_negative_labels_sort_by_value(self, tmp_path: Path) -> None:
+    def test_negative_labels_are_sorted_by_value(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.csv", "text,label", "a,10", "b,2", "c,-1")
         assert (make(tmp_path, train=train) / "classes.txt").read_text() == "-1\n2\n10\n"
 
-    def test_valid_share_holds_out_its_share(self, tmp_path: Path) -> None:
+    def test_valid_share_determines_the_size_of_valid(self, tmp_path: Path) -> None:
         rows = [f"w{index}\t{index % 2}" for index in range(50)]
         source = DataBinSource(
             DataBinSourceConfig(),
@@ -97,7 +97,7 @@ class TestTexts:
 
 
 class TestRefusals:
-    def test_task_refuses_a_data_bin_with_another_dictionary(self, tmp_path: Path) -> None:
+    def test_data_bin_with_a_different_dictionary_is_refused(self, tmp_path: Path) -> None:
         folders = [tmp_path / name for name in ("one", "other")]
         for folder, word in zip(folders, ("a", "z"), strict=True):
             folder.mkdir()
@@ -122,7 +122,7 @@ class TestRefusals:
             make(tmp_path, train=train, test=(test,))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["test.tsv", "train.tsv"]
 
-    def test_training_needs_two_classes(self, tmp_path: Path) -> None:
+    def test_training_data_with_one_class_are_refused(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tyes")
         with pytest.raises(UserError, match="have the class 'yes'"):
             make(tmp_path, train=train)
@@ -140,7 +140,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="max_length="):
             make(tmp_path, train=train, max_length=3)
 
-    def test_pairs_cannot_have_two_dictionaries(self, tmp_path: Path) -> None:
+    def test_two_dictionaries_for_pairs_are_refused(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "one\ttwo\tlabel", "a b\tb\t1", "c\td\t0")
         with pytest.raises(UserError, match="joint="):
             make(tmp_path, Columns(text=("one",), second="two"), train=train, joint=False)
@@ -152,7 +152,7 @@ class TestRefusals:
             preprocess(PreprocessConfig(train=train, valid_share=0.5, tokens="words", destdir=str(tmp_path / "made")))
         assert not (tmp_path / "made").exists()
 
-    def test_data_bin_is_replaced_with_overwrite_only(self, tmp_path: Path) -> None:
+    def test_data_bin_is_replaced_only_with_overwrite(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
         make(tmp_path, train=train)
         with pytest.raises(UserError, match="overwrite=true"):

@@ -70,7 +70,7 @@ class TestDeterminism:
         assert len({sources(*key) for key in keys}) == len(keys)
         assert all(sources(*key) == sources(*key) for key in keys)
 
-    def test_evaluation_ignores_the_seed(self) -> None:
+    def test_evaluation_masks_do_not_depend_on_the_seed(self) -> None:
         row = lines(1)[0]
         first, second = (masking(seed=seed)(row, epoch=EVALUATION, example=3) for seed in (1, 2))
         assert all((a == b).all() for a, b in zip(first, second, strict=True))
@@ -101,7 +101,7 @@ class TestWholeWords:
         found = self.predicted(["a", "b", "<U+0020>", "c"], "characters")
         assert found == {("a", "b"), ("<U+0020>", "c")}
 
-    def test_a_word_does_not_cross_a_line(self) -> None:
+    def test_words_do_not_cross_lines(self) -> None:
         vocabulary = Vocabulary(["a@@"])
         mask = masking(vocabulary, "@@ ", rate=0.01, whole_words=True)
         targets = [mask(np.array([4, EOS, 4, EOS]), epoch=epoch, example=0)[1].tolist() for epoch in range(1, 50)]

@@ -38,7 +38,7 @@ def mixed(epoch: int, *, weights: tuple[float, ...] = (2, 0.3), seed: int = 1, *
 
 
 class TestShares:
-    def test_weight_is_the_number_of_passes(self) -> None:
+    def test_weight_is_the_number_of_passes_per_epoch(self) -> None:
         assert examples_per_epoch([10, 70], [2, 0.3]) == [20, 21]
 
     def test_temperature_makes_shares_more_equal(self) -> None:

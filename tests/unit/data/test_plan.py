@@ -30,16 +30,16 @@ def lists(batches: list[np.ndarray]) -> list[list[int]]:
 
 
 class TestPack:
-    def test_batch_cost_is_rows_times_longest_example(self) -> None:
+    def test_batch_size_is_rows_times_longest_example(self) -> None:
         sizes = np.array([3, 4, 4, 5, 1])
         assert lists(pack(np.arange(5), sizes, max_tokens=12)) == [[0, 1, 2], [3, 4]]
         assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
         assert lists(pack(np.arange(5), sizes, max_tokens=None, max_sentences=4)) == [[0, 1, 2, 3], [4]]
 
-    def test_no_examples_make_no_batch(self) -> None:
+    def test_packing_no_examples_gives_no_batch(self) -> None:
         assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
 
-    def test_example_longer_than_max_tokens_is_alone(self) -> None:
+    def test_example_longer_than_max_tokens_is_a_separate_batch(self) -> None:
         assert lists(pack(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10)) == [[0], [1], [2, 3]]
         assert lists(pack(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, multiple=2)) == [[0, 1], [2], [3]]
 
@@ -62,7 +62,7 @@ class TestBatches:
         kept, too_long = usable(sizes, BatchingConfig(max_tokens=None, max_sentences=2))
         assert (kept.tolist(), too_long.tolist()) == ([0, 1, 2, 3, 4], [])
 
-    def test_every_epoch_has_new_batches(self) -> None:
+    def test_every_epoch_has_different_batches(self) -> None:
         config = BatchingConfig(max_tokens=400, bucket=5)
         first, second = (
             {frozenset(b) for b in lists(epoch_batches(SIZES_N2, config, seed=1, epoch=e))} for e in (1, 2)
@@ -77,7 +77,7 @@ class TestBatches:
         assert longest != sorted(longest)
         assert longest != sorted(longest, reverse=True)
 
-    def test_a_larger_bucket_pads_less(self) -> None:
+    def test_larger_bucket_gives_less_padding(self) -> None:
         def padded(bucket: int) -> int:
             batches = epoch_batches(SIZES_N2, BatchingConfig(max_tokens=400, bucket=bucket), seed=3, epoch=1)
             return sum(len(batch) * int(SIZES_N2[batch].max(axis=0).sum()) for batch in batches)
@@ -96,12 +96,12 @@ class TestBatches:
         made = [lists(epoch_batches(sizes, config, seed=0, epoch=0)) for sizes in (vector, column)]
         assert made[0] == made[1]
 
-    def test_validation_reads_everything_longest_first(self) -> None:
+    def test_validation_reads_all_examples_longest_first(self) -> None:
         sizes = np.array([3, 80, 5, 4, 5])
         assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=10, max_length=4))) == [[1], [2, 4], [3, 0]]
         assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=None, max_sentences=3))) == [[1, 2, 4], [3, 0]]
 
-    def test_no_examples_make_no_batches(self) -> None:
+    def test_epoch_without_examples_has_no_batches(self) -> None:
         empty = np.empty((0, 2), dtype=np.int32)
         assert epoch_batches(empty, BatchingConfig(), seed=1, epoch=1) == []
         assert ordered_batches(empty, BatchingConfig()) == []
@@ -130,7 +130,7 @@ class TestRanks:
         assert plan(world=2, rank=0, update_freq=2) == [([[4, 1], [2, 3, 5]], 8), ([[8], None], 9)]
         assert plan(world=2, rank=1, update_freq=2) == [([[0], [6, 7]], 8), ([None, None], 9)]
 
-    def test_no_batches_make_no_updates(self) -> None:
+    def test_epoch_without_batches_has_no_updates(self) -> None:
         assert updates([], position=Position(1, 0), world=2, rank=1) == []
 
     def test_update_has_the_position_after_it(self) -> None:
@@ -142,7 +142,7 @@ class TestResume:
         assert plan(update_freq=2, examples=3) == plan(update_freq=2)[1:]
         assert plan(examples=9) == []
 
-    def test_plan_resumes_with_another_number_of_ranks(self) -> None:
+    def test_plan_resumes_with_a_different_number_of_ranks(self) -> None:
         """Three examples are one update of two ranks, but not a full update of three batches."""
         assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
 

@@ -97,7 +97,7 @@ def test_held_out_text_keeps_each_line(text: Path) -> None:
     assert UNK in data.split("valid", "en")[0]
 
 
-def test_dropped_pair_is_counted_under_one_rule() -> None:
+def test_dropped_pair_is_counted_for_only_one_rule() -> None:
     keep, dropped = LengthFilter(min_length=2, max_length=10, max_ratio=3.0)(
         [np.array([0, 1, 2, 11, 3, 4]), np.array([99, 5, 2, 2, 10, 8])]
     )
@@ -116,7 +116,7 @@ def test_output_does_not_depend_on_block_size(text: Path, settings: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"tokens": "words"}, {"model_type": "unigram", "joint": False}])
-def test_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> None:
+def test_number_of_workers_does_not_change_the_files(text: Path, settings: dict[str, Any]) -> None:
     made = []
     for workers in (1, 2, 8):
         config = _config(text, destdir=f"{text}/bin{workers}", workers=workers, **settings)
@@ -178,7 +178,7 @@ def test_text_without_target_language_is_preprocessed(text: Path) -> None:
     assert data.tokenizer().decode(data.vocabulary().decode(data.split("train")[0])) == EN[0]
 
 
-def test_a_data_bin_is_replaced_with_overwrite_only(text: Path) -> None:
+def test_data_bin_is_replaced_only_with_overwrite(text: Path) -> None:
     preprocess(_config(text))
     (text / "bin" / "notes.txt").write_text("mine")
     (text / "bin" / "test.en-de.en.idx").write_text("of the old dictionary")
@@ -317,7 +317,7 @@ class TestTextAndTokens:
         assert any("2 lines" in message for message in messages)
 
     @pytest.mark.parametrize("word", ["▁▂▃", "b@@", "<U+0020>"])
-    def test_preprocess_json_sets_the_subword_marker(self, tmp_path: Path, word: str) -> None:
+    def test_subword_marker_is_read_from_preprocess_json(self, tmp_path: Path, word: str) -> None:
         """The marker comes from preprocess.json, not from the spelling of a word."""
         (tmp_path / "train").write_text(f"a {word} c\n" * 9)
         config = PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1)

@@ -71,7 +71,7 @@ class TestDataBin:
         assert (source.source_lang, source.target_lang) == ("en", "de")
         assert len(source.split("train", "en")) == len(source.split("train", "de"))
 
-    def test_another_vocabulary_is_refused(self, tiny_corpus: Path) -> None:
+    def test_different_vocabulary_is_refused(self, tiny_corpus: Path) -> None:
         source = DataBinSource(data=str(tiny_corpus))
         source.use("en", source.vocabulary("en"), source.tokenizer("en"))
         with pytest.raises(UserError, match="'en'"):

@@ -121,12 +121,12 @@ class TestPlan:
         second = plans(PAIRS_N2, config)[0]
         assert all(np.array_equal(one.indices[0], two.indices[0]) for one, two in zip(first, second, strict=True))
 
-    def test_order_is_shuffled(self) -> None:
+    def test_order_of_batches_is_shuffled(self) -> None:
         longest = [max(u.shapes[0].lengths) for u in plans(PAIRS_N2, BatchingConfig(max_tokens=400, shapes=8))[0]]
         assert longest != sorted(longest)
         assert longest != sorted(longest, reverse=True)
 
-    def test_more_shapes_pad_less(self) -> None:
+    def test_more_shapes_give_less_padding(self) -> None:
         shares = []
         for shapes in (1, 4, 16, 64):
             (plan,) = plans(PAIRS_N2, BatchingConfig(max_tokens=1000, shapes=shapes))
@@ -148,7 +148,7 @@ class TestPlan:
         for shape in run_shapes(PAIRS_N2, BatchingConfig(shapes=8), joined=True):
             assert len(set(shape.lengths)) == 1
 
-    def test_longer_examples_of_a_later_epoch_fit(self) -> None:
+    def test_longer_examples_in_a_later_epoch_fit_a_shape(self) -> None:
         config = BatchingConfig(max_tokens=400, shapes=4)
         known = run_shapes(PAIRS_N2, config)
         longer = PAIRS_N2.copy()

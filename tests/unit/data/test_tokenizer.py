@@ -75,7 +75,7 @@ def _asked(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
     return int(found[1])
 
 
-def test_pickled_and_saved_copies_work(tmp_path: Path) -> None:
+def test_pickled_and_saved_tokenizers_are_equal(tmp_path: Path) -> None:
     tokenizer = _trained()
     assert pickle.loads(pickle.dumps(tokenizer)).encode("red bird") == tokenizer.encode("red bird")
     (tmp_path / "m").write_bytes(tokenizer.model_bytes or b"")

@@ -39,7 +39,7 @@ def test_fillers_bos_and_pad_are_never_generated() -> None:
     assert vocabulary.never_generated == [BOS, PAD, 4, 7]
 
 
-def test_saved_vocabulary_is_loaded_equal(tmp_path: Path) -> None:
+def test_loaded_vocabulary_equals_the_saved_one(tmp_path: Path) -> None:
     vocabulary = Vocabulary(["a", "\u00a0", "日本", "▁x"], [4, 3, 2, 0])
     vocabulary.save(tmp_path / "dict.txt")
     again = Vocabulary.load(tmp_path / "dict.txt")

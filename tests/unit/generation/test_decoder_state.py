@@ -40,7 +40,7 @@ def test_static_state_is_reordered_only_across_sentences():
     assert after["self"].dynamic["key"].equal(before["self"].dynamic["key"][[1, 1, 3, 2]])
 
 
-def test_identity_reorder_copies_nothing():
+def test_identity_reordering_copies_no_tensor():
     model = transformer(WORDS, seed=0)
     with torch.no_grad():
         states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))

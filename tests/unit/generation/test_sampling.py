@@ -79,7 +79,7 @@ def test_banned_tokens_are_not_drawn() -> None:
         draw(torch.full((1, 5), torch.nan), torch.zeros(1).double())
 
 
-def test_frequencies_match_probabilities() -> None:
+def test_token_frequencies_equal_their_probabilities() -> None:
     """χ² test over all texts of up to two tokens, at temperature 1.3."""
     torch.manual_seed(0)
     table = Table(torch.randn(3, WORDS, WORDS))

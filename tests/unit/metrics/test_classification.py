@@ -101,7 +101,7 @@ class TestIntervals:
         assert score.interval == pytest.approx((score.value - half, score.value + half), abs=0.6)
 
     @pytest.mark.parametrize("name", ["accuracy", "nll", "macro_f1", "ece"])
-    def test_resample_of_all_examples_gives_the_value(self, name: str) -> None:
+    def test_sample_of_all_examples_gives_the_value(self, name: str) -> None:
         found = outputs()
         metric = metrics[name]()
         rows_1N = np.arange(len(found))[None]

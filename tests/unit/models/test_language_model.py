@@ -142,7 +142,7 @@ def test_adaptive_config_is_read_from_a_dict() -> None:
     assert named.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
 
 
-def test_model_of_another_task_is_refused() -> None:
+def test_model_of_a_different_task_is_refused() -> None:
     with pytest.raises(UserError, match=r"model=transformer (.|\n)*transformer_lm"):
         build_model(TransformerConfig(), LanguageBatch, vocabulary=VOCABULARY)
     sizes = {"source_vocabulary": VOCABULARY, "target_vocabulary": VOCABULARY}

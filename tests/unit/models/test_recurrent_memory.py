@@ -81,7 +81,7 @@ def test_samples_with_memory_equal_one_long_sample(lengths: tuple[int, ...]) -> 
 
 
 @torch.no_grad()
-def test_one_segment_without_memory_is_transformer_lm() -> None:
+def test_one_segment_without_memory_equals_transformer_lm() -> None:
     model = tiny(replace(TINY, memory_tokens=0, segment_length=12))
     fields = {name: getattr(TINY, name) for name in ("dim", "ffn_dim", "heads", "layers", "max_length", "dropout")}
     plain = TransformerLM(TransformerLMConfig(**fields), vocabulary=VOCABULARY).double().eval()

@@ -251,7 +251,7 @@ class TestScan:
         assert_forms_agree(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
     @pytest.mark.parametrize("length", [3, 4, 5, 8, 11])
-    def test_forms_agree_at_another_chunk_size(self, length: int) -> None:
+    def test_forms_agree_with_a_different_chunk_size(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return scan.causal_sums(*qkv, chunk=4)
 
@@ -275,14 +275,14 @@ class TestAft:
 
     @pytest.mark.parametrize("size", [1.0, 30.0])
     @pytest.mark.parametrize("length", [1, 5, 8, 100])
-    def test_cumulative_forms_agree(self, length: int, size: float) -> None:
+    def test_fast_and_naive_cumulative_sums_agree(self, length: int, size: float) -> None:
         def operation(key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.cumulative(aft.LogSumExpAccumulator.of(size * key_TD, value_TD)))
 
         assert_forms_agree(operation, (2, length, 3), (2, length, 3))
 
     @pytest.mark.parametrize("length", [1, 5, 100])
-    def test_accumulate_forms_agree(self, length: int) -> None:
+    def test_fast_and_naive_accumulate_agree(self, length: int) -> None:
         def operation(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.accumulate(weight_TS.sigmoid(), 10 * key_SD, value_SD))
 
@@ -290,7 +290,7 @@ class TestAft:
 
     @pytest.mark.parametrize("before", [False, True], ids=["alone", "with_a_past"])
     @pytest.mark.parametrize("length", [1, 2, 5, 8, 64, 100])
-    def test_causal_accumulate_forms_agree(self, length: int, before: bool) -> None:
+    def test_fast_and_naive_causal_accumulate_agree(self, length: int, before: bool) -> None:
         def operation(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *past: Tensor) -> tuple[Tensor, Tensor]:
             total_TD, sum_TD = past
             scale_TD = 30 * torch.linspace(-1, 1, length, dtype=torch.float64).view(1, length, 1).expand(2, -1, 3)
@@ -387,7 +387,7 @@ class TestDotProduct:
         )
 
     @pytest.mark.parametrize("length", [5, 130])
-    def test_causal_and_scaled_forms_agree(self, length: int) -> None:
+    def test_fast_and_naive_causal_and_scaled_forms_agree(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return dot_product.attend(*qkv, causal=True, scale=0.7)
 

@@ -63,7 +63,7 @@ class TestTrain:
             seqtk.train("nothing")
 
     @pytest.mark.parametrize(("key", "value"), [("dry_run", True), ("replay", "replay.safetensors")])
-    def test_train_refuses_settings_of_the_command(
+    def test_settings_only_for_the_command_are_refused(
         self, key: str, value: object, tiny_corpus: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(UserError, match=rf"{key}\.\n.*seqtk-train"):

@@ -97,7 +97,7 @@ class TestPython:
             with pytest.raises(TypeError, match="texts"):
                 loaded(path).classify(texts)  # type: ignore[arg-type]
 
-    def test_method_of_another_task_is_refused(self, run: Path) -> None:
+    def test_method_of_a_different_task_is_refused(self, run: Path) -> None:
         with pytest.raises(UserError, match=r"translate\(\)"):
             loaded(run).translate(["a"])
 
@@ -110,7 +110,7 @@ class TestClassify:
         run_command(classify_command.main, f"checkpoint={run}", f"input={tmp_path / 'in.txt'}", "max_sentences=2")
         assert capsys.readouterr().out.splitlines() == loaded(run).classify(TEXTS)
 
-    def test_json_has_probabilities(
+    def test_json_output_has_probabilities(
         self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"k0\nk1 w1\n")))
@@ -180,7 +180,7 @@ class TestEvaluate:
     def data(self, run: Path) -> str:
         return f"data={next(run.parents[1].glob('moved*'))}"
 
-    def test_json_has_intervals_and_counts(
+    def test_json_report_has_intervals_and_counts(
         self, run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         pytest.importorskip("matplotlib")
@@ -195,7 +195,7 @@ class TestEvaluate:
         assert [each["name"] for each in report["per_class"]] == ["yes", "no", "both"]
         assert picture.read_bytes().startswith(b"\x89PNG")
 
-    def test_text_has_a_table_of_classes(self, run: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_text_report_has_a_table_of_classes(self, run: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
         run_command(evaluate_command.main, f"checkpoint={run}", data, "bootstrap=0")
         lines = capsys.readouterr().out.splitlines()
         assert any("accuracy (%)" in line for line in lines)

@@ -65,7 +65,7 @@ class TestImages:
         assert (task.pixels, again.pixels) == (4, 4)
 
     @pytest.mark.parametrize(("text", "words"), [("0 1 2", "3 pixels"), ("0 1 2 300", "0 to 255"), ("0 1 2 x", "255")])
-    def test_image_of_another_size_or_range_is_refused(self, task: ClassificationTask, text: str, words: str) -> None:
+    def test_image_of_wrong_size_or_range_is_refused(self, task: ClassificationTask, text: str, words: str) -> None:
         with pytest.raises(UserError, match=f"Line 7 .*{words}"):
             task.check_image(task.encode(text), "Line 7")
         with pytest.raises(UserError, match=f"Example 1 .*{words}"):

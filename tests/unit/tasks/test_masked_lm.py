@@ -94,7 +94,7 @@ class TestLoss:
         expected = -(log_p_BSV[0, 2, 7] + log_p_BSV[1, 5, 9])
         torch.testing.assert_close(criterion(network, batch()).total, expected)
 
-    def test_other_positions_have_no_gradient(self) -> None:
+    def test_unpredicted_positions_have_no_gradient(self) -> None:
         network = model()
         features_BSD = torch.randn(3, 8, 16, requires_grad=True)
         network.head(features_BSD, batch().target).total.backward()
@@ -179,7 +179,7 @@ class TestDeterminism:
         assert read(batch__workers=2) == alone
         assert read(batch__max_tokens=300) == alone
 
-    def test_each_epoch_has_new_masks(self, corpus: Path) -> None:
+    def test_each_epoch_has_different_masks(self, corpus: Path) -> None:
         task = MaskedLMTask(MaskedLMConfig(data=str(corpus), tokens_per_sample=25))
         first, second = (task.training_set(epoch) for epoch in (1, 2))
         assert sum((first[index][2] == second[index][2]).all() for index in range(300)) < 10

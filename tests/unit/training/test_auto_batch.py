@@ -25,13 +25,13 @@ class TestChoice:
         assert run.config.batch.max_tokens * run.config.update_freq == 800
 
     @pytest.mark.parametrize(("max_tokens", "update_freq"), [(400, 2), (150, 5), (1000, 1)])
-    def test_update_freq_follows_max_tokens(
+    def test_auto_update_freq_is_computed_from_max_tokens(
         self, tiny_corpus: Path, tmp_path: Path, max_tokens: int, update_freq: int
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, **{**AUTO, "batch__max_tokens": max_tokens})
         assert run.config.update_freq == update_freq
 
-    def test_max_tokens_follows_update_freq(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_auto_max_tokens_is_computed_from_update_freq(self, tiny_corpus: Path, tmp_path: Path) -> None:
         assert trainer(tiny_corpus, tmp_path, **{**AUTO, "update_freq": 4}).config.batch.max_tokens == 200
 
     def test_auto_max_tokens_fits_the_longest_example(
@@ -71,7 +71,7 @@ class TestChoice:
             assert torch.equal(one, other), name
         assert all(weight.grad is None for weight in auto.model.parameters())
 
-    def test_available_memory_of_another_device_is_none(self) -> None:
+    def test_available_memory_of_an_unknown_device_is_none(self) -> None:
         assert auto_batch.available_memory(torch.device("meta")) is None
         assert (auto_batch.available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 

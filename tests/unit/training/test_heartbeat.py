@@ -47,13 +47,13 @@ def test_suspended_process_continues() -> None:
 
 
 @pytest.mark.slow
-def test_error_names_the_vanished_process() -> None:
+def test_error_names_the_lost_process() -> None:
     """Processes 1 and 3 never start. Processes 0 and 2 detect this at the same time."""
     ran = result_of(VANISHED)
     assert ran.returncode == 1
     assert "Process 1 is lost" in ran.stderr or "Process 3 is lost" in ran.stderr
 
 
-def test_vanished_host_is_noticed_within_30_seconds() -> None:
+def test_lost_host_is_detected_within_30_seconds() -> None:
     """In the worst case, the limit and three intervals pass until the detection."""
     assert heartbeat.LIMIT + 3 * heartbeat.INTERVAL < 30

@@ -59,7 +59,7 @@ class TestRuns:
         own = model_file.read(tmp_path / "update_00000002").tensors
         assert all(torch.equal(tensor, own[name]) for name, tensor in tensors_of(again.model).items())
 
-    def test_model_of_another_width_is_refused(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_model_of_a_different_width_is_refused(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"(?s)init_from.*model\.dim"):
             trainer(tiny_corpus, tmp_path, init_from=str(trained), model__dim=8)
 
@@ -154,7 +154,7 @@ class TestSharedTables:
             before == "all" != now
         )
 
-    def test_joint_table_reads_both_dictionaries(self) -> None:
+    def test_joint_table_has_rows_of_both_dictionaries(self) -> None:
         old, new = translation(7, 6, share="decoder"), translation(9, 9, share="all")
         old_assets = {"source.dict": Vocabulary(list("abc")).to_text(), "target.dict": Vocabulary(list("cd")).to_text()}
         joint = Vocabulary(list("dcbax")).to_text()
@@ -168,13 +168,13 @@ class TestSharedTables:
         assert "copied 8 of 9 rows, 1 are new; the old model has 7 + 6." in "\n".join(result.lines())
         assert "target_embedding.tokens.weight" not in names_of(result, Fate.NOT_USED)
 
-    def test_separate_head_takes_rows_of_a_shared_table(self) -> None:
+    def test_separate_head_copies_rows_of_a_shared_table(self) -> None:
         old, new = language_model("abcd"), language_model("dxab", tie_embeddings=False)
         result = copied(old, new, now="dxab")
         table = tensors_of(old)["embedding.tokens.weight"]
         assert torch.equal(result.tensors["head.weight"][[4, 6, 7]], table[[7, 4, 5]])
 
-    def test_separate_adaptive_head_takes_shared_bands(self) -> None:
+    def test_separate_adaptive_head_copies_shared_bands(self) -> None:
         adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
         old, new = (language_model("abcd", adaptive=adaptive, tie_embeddings=tied) for tied in (True, False))
         result = copied(old, new)
@@ -233,7 +233,7 @@ class TestDamage:
             trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged), reset=reset)
 
     @pytest.mark.parametrize("name", ["update_00000008", "update_00000008/model.safetensors", "best.safetensors"])
-    def test_damaged_model_that_is_named_is_refused(
+    def test_damaged_model_file_in_init_from_is_refused(
         self, damaged: Path, tiny_corpus: Path, tmp_path: Path, name: str
     ) -> None:
         if name == "best.safetensors":

@@ -217,7 +217,7 @@ class TestWandb:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("wandb")
-    def test_error_of_the_caller_does_not_mark_a_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_error_of_the_caller_does_not_mark_a_run_as_failed(self, tiny_corpus: Path, tmp_path: Path) -> None:
         try:
             raise MemoryError
         except MemoryError:

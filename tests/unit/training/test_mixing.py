@@ -106,7 +106,9 @@ class TestRefused:
         with pytest.raises(UserError, match=r"task\.temperature=5\.0 has no effect"):
             trainer(tiny_corpus, tmp_path / "run", task__temperature=5)
 
-    def test_corpus_with_another_vocabulary_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_corpus_with_a_different_vocabulary_is_refused(
+        self, tiny_corpus: Path, other: Path, tmp_path: Path
+    ) -> None:
         changed = tmp_path / "changed"
         shutil.copytree(other, changed)
         text = (changed / "dict.de.txt").read_text().splitlines()
@@ -123,7 +125,7 @@ class TestRefused:
         with pytest.raises(UserError, match="shards"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=[{"data": f"{tiny_corpus},{other}"}])
 
-    def test_resuming_with_another_corpus_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_resuming_with_a_different_corpus_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         moved, swapped = tmp_path / "moved", tmp_path / "swapped"
         shutil.copytree(other, moved)
@@ -139,7 +141,7 @@ class TestRefused:
         with pytest.raises(UserError, match=rf"data in {tiny_corpus}, {moved} have changed since"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, moved))
 
-    def test_resuming_with_another_weight_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_resuming_with_a_different_weight_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         with pytest.raises(UserError, match=r"task\.mix\[1\]\.weight"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other, weights=(1, 2)))

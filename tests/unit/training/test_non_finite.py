@@ -236,7 +236,7 @@ class TestSkip:
             run.fit()
 
     @pytest.mark.parametrize(("bad", "ends"), [(4, True), (8, False)])
-    def test_only_the_last_validation_may_not_fail(
+    def test_only_the_last_validation_must_be_finite(
         self, tiny_corpus: Path, tmp_path: Path, bad: int, ends: bool
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, non_finite="skip")

@@ -31,7 +31,7 @@ def test_start_after_an_incomplete_start_succeeds() -> None:
     assert len(set(start(store, range(SIZE)))) == 1
 
 
-def test_processes_of_another_run_are_not_counted() -> None:
+def test_processes_of_a_different_run_are_not_counted() -> None:
     store = dist.HashStore()
     with ThreadPoolExecutor(SIZE) as pool:
         stranger = pool.submit(agreed_prefix, store, "7.1", rank=1, size=2, timeout=2)

@@ -82,7 +82,7 @@ class TestExactness:
         assert_same_weights(whole, again)
         assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
-    def test_resuming_a_finished_run_makes_no_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resuming_a_finished_run_performs_no_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         first = trainer(tiny_corpus, tmp_path)
         first.fit()
         again = trainer(tiny_corpus, tmp_path)
@@ -100,7 +100,7 @@ class TestExactness:
 class TestPendingValidation:
     @pytest.mark.parametrize("how", ["killed", "signal"])
     @pytest.mark.parametrize("update", [4, 8])
-    def test_resumed_run_makes_the_pending_validation_once(
+    def test_resumed_run_does_the_pending_validation_once(
         self, tiny_corpus: Path, tmp_path: Path, update: int, how: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """The checkpoint of an update is written before its validation."""
@@ -304,7 +304,7 @@ class TestCorpus:
         moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
         assert trainer(moved, tmp_path / "run").state.update == 1
 
-    def test_corpus_with_another_vocabulary_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_a_different_vocabulary_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
         lines = (moved / "dict.de.txt").read_text().splitlines()

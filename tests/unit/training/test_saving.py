@@ -39,7 +39,7 @@ class TestThread:
             with pytest.raises(UserError, match="disk full"):
                 writer.run(lambda: pytest.fail("it ran"))
 
-    def test_writer_raises_an_error_at_the_end_of_the_with(self) -> None:
+    def test_writer_raises_an_error_at_the_end_of_its_context(self) -> None:
         with pytest.raises(UserError, match="disk full"), Writer(asynchronous=True) as writer:
             writer.run(fails)
 
@@ -90,7 +90,7 @@ class TestThread:
 
 
 class TestCheckpoints:
-    def test_checkpoint_keeps_the_weights_of_its_update(
+    def test_checkpoint_has_the_weights_of_its_update(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In this test, each write of a checkpoint waits for the next update."""

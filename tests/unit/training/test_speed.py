@@ -64,7 +64,7 @@ class TestPeak:
     def test_peak_flops_are_found_by_the_name_of_the_gpu(self, gpu: str, precision: str, peak: float | None) -> None:
         assert peak_tflops(gpu, precision) == peak
 
-    def test_peak_is_higher_in_half_precision(self) -> None:
+    def test_peak_flops_are_higher_in_half_precision(self) -> None:
         assert all(fp16 > fp32 > 0 for _, fp16, fp32 in GPUS.values())
 
 

@@ -67,7 +67,7 @@ def test_run_of_version_0_1_0_resumes(corpus: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
-def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path: Path) -> None:
+def test_run_resumes_with_a_different_update_freq(memory: str, corpus: str, tmp_path: Path) -> None:
     changes = {"model__dropout": 0.0}
     trainer(corpus, tmp_path / "whole", memory, **changes).fit()
     trainer(corpus, tmp_path / "parts", memory, **changes, update_freq=4, max_updates=3).fit()

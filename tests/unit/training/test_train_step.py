@@ -37,7 +37,7 @@ def penalty_of(run: Trainer) -> float:
     return sum(penalty.item() for penalty in penalties if penalty is not None)
 
 
-def test_loss_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_loss_includes_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
     run = penalized_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
     step = TrainStep(run.model, criterions.build(run.config.criterion)).eval()
@@ -48,7 +48,7 @@ def test_loss_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 3])
-def test_gradient_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
+def test_gradient_includes_each_penalty_once(tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
     """The gradient equals the gradient of loss / weight + penalties."""
     run = penalized_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
     parts = [batch_of(run, range(start, start + 24 // cut)) for start in range(0, 24, 24 // cut)]

@@ -114,7 +114,7 @@ class TestEpoch:
         assert sorted(seen[:count]) == sorted(seen[count:]) == list(range(count))
         assert seen[:count] != seen[count:]
 
-    def test_every_epoch_has_new_batches(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_epoch_has_different_batches(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         one, two = (
             [batch.tolist() for batch in epoch_batches(run.train_set.sizes_ND, run.config.batch, seed=1, epoch=epoch)]
@@ -285,7 +285,7 @@ class TestBestModel:
         trainer(tiny_corpus, tmp_path / "better", checkpoint__keep_best=0, max_updates=8).fit()
         assert not list((tmp_path / "better").glob("best*"))
 
-    def test_run_says_that_patience_ended_it(
+    def test_log_names_patience_if_it_ended_the_run(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         changes = {"optimizer__lr": 1e-30, "validation__every": 1, "validation__patience": 2, "max_updates": 50}
@@ -296,7 +296,7 @@ class TestBestModel:
             f"Finished after update 3. The models are in {tmp_path}.",
         ]
 
-    def test_run_that_reaches_its_end_names_no_patience(
+    def test_log_of_a_complete_run_does_not_name_patience(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, validation__patience=2).fit()

@@ -94,7 +94,7 @@ class TestSeveralSplits:
             assert losses(tmp_path / "same", kind) == losses(tmp_path / "whole", kind)
             assert losses(tmp_path / "parts", kind) == losses(tmp_path / "whole", kind)
 
-    def test_validation_set_with_another_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_validation_set_with_other_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         lines = (other / "dict.de.txt").read_text().splitlines()

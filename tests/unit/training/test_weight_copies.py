@@ -87,7 +87,7 @@ def test_next_update_uses_the_new_weights(config: OptimizerConfig) -> None:
     ],
     ids=["in place", "another tensor"],
 )
-def test_copies_follow_changes_made_outside_the_optimizer(change: Callable[[nn.Parameter], object]) -> None:
+def test_copies_reflect_changes_outside_the_optimizer(change: Callable[[nn.Parameter], object]) -> None:
     ours = step()
     before = ours(batch())[0]
     with torch.no_grad():

@@ -27,7 +27,7 @@ class TestAtomicFile:
             print("new", file=file, end=b"")  # type: ignore[call-overload]
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
-    def test_a_full_disk_names_the_file(self, tmp_path: Path) -> None:
+    def test_full_disk_error_names_the_file(self, tmp_path: Path) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands for a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         try:  # closing the file fails again, because its buffer does not fit either

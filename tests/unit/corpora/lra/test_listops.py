@@ -61,7 +61,7 @@ def length_shares(shape: ListOpsShape) -> np.ndarray:
 
 class TestTrees:
     @pytest.mark.parametrize("shape", [ListOpsShape(), SMALL, ListOpsShape(max_depth=3, max_args=2, min_length=1)])
-    def test_values_equal_a_stack_machine(self, shape: ListOpsShape) -> None:
+    def test_values_equal_those_of_a_stack_machine(self, shape: ListOpsShape) -> None:
         expressions = draw_expressions(shape, 60)
         for tokens, value in zip(words(expressions), expressions.values_K, strict=True):
             result, nested, most = run_stack_machine(tokens)
