@@ -1,4 +1,4 @@
-"""Fixtures of all tests. The tests run on one thread, because small tensors are slower on two."""
+"""Fixtures of all tests. The tests use one thread, because two threads are slower on small tensors."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from seqtk.corpora.demo.corpus import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 
 torch.set_num_threads(1)
-# Examples may take any time on a busy machine.
+# On a busy machine, an example may take any time.
 hypothesis.settings.register_profile("seqtk", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("seqtk")
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin of the demo corpus, with its text in `text`. It has 300 training, 100 valid and 100 test pairs."""
+    """A data-bin of the demo corpus with 300 training, 100 validation and 100 test pairs. The text is in `text`."""
     folder = tmp_path_factory.mktemp("corpus") / "tiny"
     text = folder / "text"
     write_corpus(text, train=300, valid=100, test=100)

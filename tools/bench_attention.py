@@ -1,4 +1,4 @@
-"""Measures every attention layer next to dot-product attention in the same run: time, memory, decoding steps.
+"""Compares every attention layer with dot-product attention in the same run: time, memory, decoding steps.
 
 python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
 
@@ -49,7 +49,7 @@ POSITIONS_IN_A_BATCH = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One measurement; for decoding, `length` is the position."""
+    """One measurement. For decoding, `length` is the position."""
 
     role: str
     kind: str
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="timings of each cell; the result is their median")
-    parser.add_argument("--seconds", type=float, default=8.0, help="the longest a cell may take once")
-    parser.add_argument("--gib", type=float, default=8.0, help="the most memory a cell may take")
+    parser.add_argument("--seconds", type=float, default=8.0, help="maximum seconds of one measurement of a cell")
+    parser.add_argument("--gib", type=float, default=8.0, help="maximum memory of a cell in GiB")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("bench-attention"))
     arguments = parser.parse_args()
@@ -109,7 +109,7 @@ def _role(role: str) -> Role:
 
 
 def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -> nn.Module:
-    """Returns the layer called `name`, made for inputs of `length`, ready to be trained."""
+    """Returns the layer called `name` in training mode, for inputs of `length`."""
     if name == "bare":
         return Bare(arguments.dim, heads=arguments.heads, causal=role == "causal").to(arguments.device)
     settings = settings_of(name, heads=arguments.heads, max_length=length, dropout=0.0)
@@ -119,7 +119,7 @@ def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -
 
 
 class Bare(nn.Module):
-    """Four linear maps and torch's kernel."""
+    """The baseline `bare`: torch's kernel between four linear maps."""
 
     def __init__(self, dim: int, *, heads: int, causal: bool) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tupl
         gib = memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
         taken = (time.perf_counter() - started) / 2  # the layer runs twice
         yield length, gib
-        growth = (longer / length) ** 2 if longer else 1.0  # even at a linear cost it might not fit
+        growth = (longer / length) ** 2 if longer else 1.0  # even a layer of linear cost may not fit
         too_slow = taken > arguments.seconds or taken * growth > 4 * arguments.seconds
         if name != "softmax" and (too_slow or gib > arguments.gib or gib * growth > 2 * arguments.gib):
             return
@@ -214,7 +214,7 @@ def _timings(
     role: str,
     arguments: argparse.Namespace,
 ) -> tuple[list[float], list[float]]:
-    """Returns the seconds of the layer, and of softmax measured in alternation."""
+    """Returns (seconds of the layer, seconds of softmax), measured in alternation."""
     _train(layer, x_BTD, memory_BSD)
     rival = None
     if softmax is not None and softmax.seconds < arguments.seconds:

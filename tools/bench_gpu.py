@@ -1,4 +1,4 @@
-"""Measures training and decoding on a GPU, part by part, and a plain torch loop in the same run.
+"""Measures training and decoding on a GPU in several parts, and compares training with a plain torch loop.
 
     python tools/bench_gpu.py --out DIR [--part NAME …] [--minutes N] [--rehearse]
 
@@ -78,7 +78,7 @@ class Model:
     layers: int = 6
     words: int = 32_000
     length: int | None = None
-    """Tokens of a sample of a language model. None: translation."""
+    """The number of tokens in a sample of a language model. None: translation."""
     attention: str = "softmax"
     """The self-attention of the Trainer's model."""
 
@@ -105,7 +105,7 @@ OUTPUT, BEAM = 25, 5
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a measurement, apart from the part."""
+    """The settings of a measurement that all parts share."""
 
     rehearse: bool
     tokens: int
@@ -139,13 +139,13 @@ REHEARSAL = Settings(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the figures")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the results")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="these parts")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no part starts after so many minutes")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no part starts after this many minutes")
     parser.add_argument("--tokens", type=int, default=16_384, help="batch.max_tokens")
     parser.add_argument("--shapes", type=int, default=2, help="batch.shapes of the compiled loops")
-    parser.add_argument("--peak-tflops", type=float, help="of the GPU in bf16, if seqtk does not know it")
-    parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU at a tiny size")
+    parser.add_argument("--peak-tflops", type=float, help="peak of the GPU in bf16, if seqtk does not know it")
+    parser.add_argument("--rehearse", action="store_true", help="run all parts on the CPU at a tiny size")
     arguments = parser.parse_args()
     settings = Settings(
         rehearse=False, tokens=arguments.tokens, shapes=arguments.shapes, peak_tflops=arguments.peak_tflops
@@ -173,13 +173,13 @@ def main() -> None:
     write_text(arguments.out / "table.md", text)
     print(f"\n{text}")
     if late:
-        raise SystemExit(f"No time was left for {', '.join(late)}: run the same command again.")
+        raise SystemExit(f"There was no time for {', '.join(late)}. Run the same command again.")
     if any(not _is_measured(arguments.out / f"{name}.json", settings) for name in arguments.part):
-        raise SystemExit("Some figures are missing: the same command repeats the parts that failed.")
+        raise SystemExit("Some parts failed. Run the same command again to repeat them.")
 
 
 def _read(path: Path, settings: Settings) -> dict[str, Figures]:
-    """Returns the rows of a part, or an empty result if it was not measured with the same settings."""
+    """Returns the rows of a part, or an empty dict if it was not measured with the same settings."""
     if not path.is_file():
         return {}
     tree = json.loads(path.read_text())
@@ -192,7 +192,7 @@ def _is_measured(path: Path, settings: Settings) -> bool:
 
 
 def measure(name: str, settings: Settings) -> dict[str, Figures]:
-    """Returns the figures of a part, row by row."""
+    """Returns name of a row → its figures, for a part."""
     if name == "laws":
         return {"": laws(settings)}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
@@ -207,7 +207,7 @@ def measure(name: str, settings: Settings) -> dict[str, Figures]:
 
 
 def _apart(work: Callable[[], Figures], settings: Settings) -> Figures:
-    """Runs `work` in a separate process, so that memory and errors of other loops have no effect."""
+    """Runs `work` in a separate process, so that memory and errors of other loops do not affect it."""
 
     def report() -> Iterator[Figures]:
         torch.set_num_threads(1)
@@ -260,7 +260,7 @@ def _text(value: object) -> str:
 
 
 def laws(settings: Settings) -> Figures:
-    """Runs the tests that can compute on CUDA. Returns how many passed, failed and were skipped."""
+    """Runs the tests that can run on CUDA. Returns the numbers of passed, failed and skipped tests."""
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -314,7 +314,7 @@ def make_data(folder: Path, model: Model, settings: Settings) -> Path:
 
 
 def trainer(data: Path, model: Model, settings: Settings, **changes: Any) -> Trainer:
-    """Returns a Trainer whose updates the caller makes one by one. `changes` are settings of the run."""
+    """Returns a Trainer. The caller runs its updates one by one. `changes` are settings of the run."""
     sizes = {"dim": model.dim, "ffn_dim": model.ffn_dim, "heads": model.heads, "dropout": 0.1}
     blocks = {"encoder": {"layers": model.layers}, "decoder": {"layers": model.layers}}
     tree: dict[str, Any] = {
@@ -341,7 +341,7 @@ def trainer(data: Path, model: Model, settings: Settings, **changes: Any) -> Tra
 
 @dataclass(frozen=True)
 class Work:
-    """Some batches, on the device."""
+    """Batches on the device."""
 
     batches: Sequence[Any]
     flops: float
@@ -361,7 +361,7 @@ class Work:
 
 
 def training(data: Path, model: Model, settings: Settings, loop: str) -> Figures:
-    """Returns the figures of one of LOOPS."""
+    """Trains with one of LOOPS, and returns its figures."""
     batching = {"max_tokens": settings.tokens, "shapes": settings.shapes if loop in COMPILED else None}
     update, work = LOOPS[loop](data, model, settings, loop, batching)
     gc.collect()
@@ -450,7 +450,7 @@ def launches_and_busy(events: Iterable[tuple[str, float]], taken: float, device:
 
 
 def decoding(data: Path, model: Model, settings: Settings) -> Figures:
-    """Returns the speed of beam search, including the time in which it prepares its batches."""
+    """Returns the speed of beam search, including the preparation of its batches."""
     run = trainer(data, model, settings)
     search = SearchConfig(beam=BEAM, min_length=OUTPUT, max_length_b=OUTPUT)
     device = torch.device(settings.device)

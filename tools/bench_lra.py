@@ -66,15 +66,15 @@ LAYERS = (
     *("linformer", "nystrom", "sliding_window", "bigbird", "reformer", "sinkhorn", "luna"),
 )
 REVIEW_MEAN, REVIEW_DEVIATION, REVIEW_LIMIT = 6.9, 0.72, 1024
-"""Mean and deviation of the logarithm of the bytes of movie reviews, and the largest length."""
+"""Mean and standard deviation of the logarithm of the lengths of movie reviews in bytes, and the maximum length."""
 CLIP_NORM, ADAM = 1.0, {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
 WARM_UP = 2
-"""Updates before the timing starts."""
+"""The number of updates before the timing starts."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer at one length."""
+    """The measurement of one layer at one length."""
 
     layer: str
     length: int
@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=4096, help="bytes in an update")
     parser.add_argument("--rows", type=int, help="examples in an update, at every length")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="for all parts except `plain`")
-    parser.add_argument("--rounds", type=int, default=5, help="updates of each layer that are timed")
-    parser.add_argument("--examples", type=int, default=2000, help="in the data of `loading` and `plain`")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed updates of each layer")
+    parser.add_argument("--examples", type=int, default=2000, help="examples in the data of `loading` and `plain`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for all parts except `plain`")
@@ -154,7 +154,7 @@ def trainer(
     attention_dropout: float | None = None,
     **others: Any,
 ) -> Trainer:
-    """Returns a Trainer whose updates the caller makes one by one. `others` are settings of `batch`."""
+    """Returns a Trainer. The caller runs its updates one by one. `others` are settings of `batch`."""
     dropped = arguments.attention_dropout if attention_dropout is None else attention_dropout
     sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropped}
     tree = {
@@ -186,7 +186,7 @@ def trainer(
 
 
 def batches_of(run: Trainer) -> Iterator[ClassBatch]:
-    """Yields the batches of the training data, as the loop reads them, epoch after epoch."""
+    """Yields the batches of the training data in training order, epoch after epoch."""
     epoch = 0
     while epoch := epoch + 1:
         order = epoch_batches(run.train_set.sizes_ND, run.config.batch, seed=1, epoch=epoch)
@@ -244,14 +244,14 @@ def _peak(arguments: argparse.Namespace, layer: str, length: int) -> float:
 
 
 def _fixed(arguments: argparse.Namespace, layer: str, length: int) -> Path:
-    """Returns data of one length, with as many examples as an update has."""
+    """Returns data of one length, with the examples of one update."""
     folder: Path = arguments.data / f"{layer}-{length}"
     rows = arguments.rows or max(1, arguments.positions // length)
     return folder if folder.is_dir() else make_data(folder, np.full(max(rows, 2), length))
 
 
 def _step(arguments: argparse.Namespace, layer: str, data: Path, length: int) -> Callable[[], None]:
-    """Returns a function that makes one update, always with the same batch."""
+    """Returns a function that performs one update, always with the same batch."""
     rows = arguments.rows or max(1, arguments.positions // length)
     run = trainer(arguments, layer, data, length=length, max_tokens=None, max_sentences=rows)
     batch = next(batches_of(run))
@@ -374,7 +374,7 @@ class PlainClassifier(nn.Module):
 
 
 class PlainLoop:
-    """A training loop written with torch alone."""
+    """A training loop in plain torch."""
 
     def __init__(self, arguments: argparse.Namespace, *, vocabulary: int, dropout: float) -> None:
         self.model = PlainClassifier(arguments, vocabulary=vocabulary, dropout=dropout).to(arguments.device)
@@ -382,7 +382,7 @@ class PlainLoop:
         self.device, self.bf16 = arguments.device, arguments.precision == "bf16"
 
     def update(self, batch: ClassBatch) -> Tensor:
-        """Makes one update. Returns its mean loss."""
+        """Performs one update. Returns its mean loss."""
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
             loss = functional.cross_entropy(self.model(batch.source_BS), batch.target_B)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -393,7 +393,7 @@ class PlainLoop:
 
 
 def _compared(arguments: argparse.Namespace, *, dropout: float) -> tuple[Trainer, Iterator[ClassBatch]]:
-    """Returns seqtk's Trainer and its batches."""
+    """Returns (seqtk's Trainer, its batches)."""
     data = arguments.data
     run = trainer(arguments, "softmax", data, length=REVIEW_LIMIT, dropout=dropout, attention_dropout=dropout)
     return run, batches_of(run)
@@ -434,7 +434,7 @@ def _wait(arguments: argparse.Namespace) -> None:
 
 
 def _losses(arguments: argparse.Namespace) -> None:
-    """Prints the losses of both trainings from the same weights, without dropout."""
+    """Prints the losses of seqtk and of the plain loop from the same weights, without dropout."""
     run, batches = _compared(arguments, dropout=0.0)
     loop = PlainLoop(arguments, vocabulary=len(run.task.vocabulary), dropout=0.0)
     loop.model.load_state_dict(_plain_weights(tensors_of(run.model), blocks=arguments.blocks))

@@ -1,4 +1,4 @@
-"""Measures the speed of seqtk-preprocess, as ratios to baselines and, on request, to another checkout.
+"""Measures the speed of seqtk-preprocess, relative to baselines and, with --against, to another checkout.
 
     python tools/bench_preprocess.py [--against CHECKOUT] [--lines N] [--source FILE --target FILE]
 
@@ -7,8 +7,8 @@ includes the checks of the text, the dictionary, the encoding and the writing. R
 and seqtk, and the best round is reported. Work on one core is measured in processor time, which other load on the
 machine affects less; several workers are measured in wall-clock time.
 
-With --against only the command `seqtk-preprocess` of this checkout and of the other one are timed, start-up included,
-each from its own .venv.
+With --against, only the commands `seqtk-preprocess` of this checkout and the other checkout are timed, including
+start-up, each from its own .venv.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def _dictionary_loop(folder: Path) -> None:
 
 
 def _best(timed: dict[str, Callable[[], object]], rounds: int, *, children: bool = False) -> dict[str, float]:
-    """Returns the seconds of each function's best round.
+    """Returns name of a function → seconds of its best round.
 
     They are wall-clock time if the name ends with "workers", else CPU time (of child processes if `children`)."""
     seconds = dict.fromkeys(timed, float("inf"))

@@ -1,4 +1,4 @@
-"""Measures the speed of training, as a ratio to a plain torch loop and, on request, to another checkout.
+"""Measures the speed of training, relative to a plain torch loop and, with --against, to another checkout.
 
     python tools/bench_training.py [--against CHECKOUT] [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
 
@@ -50,7 +50,7 @@ LABEL_SMOOTHING, CLIP_NORM = 0.1, 1.0
 ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
 VOCABULARY, PAIRS = 8000, 29_000
 WARM_UP = 2
-"""Updates before the timing starts."""
+"""The number of updates before the timing starts."""
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
 
 
 def _worker(arguments: argparse.Namespace, name: str, *, precision: str) -> Worker:
-    """Returns a process that trains in one way, and makes one update for each request."""
+    """Returns a process that trains with one of the loops, and performs one update per request."""
     python, script = sys.executable, Path(__file__)
     if name == "against":
         name, other = "ours", arguments.against.absolute()
@@ -155,7 +155,7 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
 
 
 def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
-    """Returns the first epoch's batches, as the loop reads them."""
+    """Returns the batches of the first epoch in training order."""
     order = epoch_batches(trainer.train_set.sizes_ND, trainer.config.batch, seed=1, epoch=1)
     plan = updates(order, position=Position())
     return (loaded[0] for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
@@ -191,7 +191,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A block of the encoder, or (`cross`) of the decoder; normalized after each sublayer."""
+    """A block of the encoder or, with `cross`, of the decoder, with normalization after each sublayer."""
 
     def __init__(self, *, dropout: float, cross: bool) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class PlainLanguageModel(PlainTransformer):
 
 
 class PlainLoop:
-    """A training loop written with torch alone, for PlainTransformer or another model."""
+    """A training loop in plain torch, for PlainTransformer or a different model."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class PlainLoop:
             )
 
     def update(self, batch: Any) -> Tensor:
-        """Makes one update. Returns its loss per target token."""
+        """Performs one update. Returns its loss per target token."""
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -311,7 +311,7 @@ def _serve_plain(arguments: argparse.Namespace) -> None:
 
 
 def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
-    """Returns the size of the vocabulary and the first batches, in memory."""
+    """Returns (size of the vocabulary, the first batches in memory)."""
     from seqtk.data.plan import BatchingConfig
     from seqtk.tasks.translation import TranslationConfig, TranslationTask
 
@@ -323,7 +323,7 @@ def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
 
 
 def _losses(arguments: argparse.Namespace) -> None:
-    """Prints the losses of both trainings from the same weights, without dropout."""
+    """Prints the losses of seqtk and of the plain loop from the same weights, without dropout."""
     trainer = _trainer(arguments, dropout=0.0)
     loop = PlainLoop(trainer.model.head.weight.shape[0], dropout=0.0, precision="fp32")
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
@@ -337,7 +337,7 @@ def _losses(arguments: argparse.Namespace) -> None:
 
 
 def _plain_name(name: str) -> str:
-    """Returns the name in the plain model of a parameter of seqtk's model."""
+    """Converts the name of a parameter of seqtk's model to its name in the plain model."""
     for ours, plain in (("source_embedding.", ""), (".blocks", ""), ("_residual.norm", "_norm"), ("feed_forward.", "")):
         name = name.replace(ours, plain)
     return name
@@ -347,7 +347,7 @@ def _plain_name(name: str) -> str:
 
 
 def _make_corpus(directory: Path, *, words: int = VOCABULARY, pairs: int = PAIRS) -> Path:
-    """Returns a data-bin with as many pairs as Multi30k, as long as Multi30k's pairs in 8,000 BPE tokens."""
+    """Returns a data-bin with the number and lengths of pairs of Multi30k (with 8,000 BPE tokens)."""
     random = np.random.default_rng(1)
     vocabulary = Vocabulary([f"word{rank}" for rank in range(words - UNK - 1)])
     first = UNK + 1

@@ -1,9 +1,9 @@
-"""Trains one small model with each attention layer, all for equally many updates, and prints scores, speeds and memory.
+"""Trains one small model with each attention layer for the same number of updates. Prints scores, speeds and memory.
 
 python tools/compare_attention.py --contest translation --data data-bin/multi30k_en_de [--updates N] [--kinds …]
 python tools/compare_attention.py --contest language --data data-bin/wikipedia_bytes [--updates N] [--kinds …]
 
-Every run is `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and another layer in every
+Every run is `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and the given layer in every
 self-attention (only in the encoder if a kind has no causal form), then `seqtk-generate beam=5` (or `seqtk-eval-lm`) on
 the test split. Speed is the number of target tokens per second of processor time of the whole training, including start
 and validation, because other work on the machine affects processor time less. A kind whose result is in the output
@@ -57,15 +57,15 @@ ENTRANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Contest:
-    """The model that is trained, the command that scores it, and the score that ranks the layers."""
+    """A comparison: the model to train, the command that scores it, and the score that ranks the layers."""
 
     recipe: str
     longest: int
     """The longest input in tokens, for layers with a maximum length."""
     score: tuple[str, ...]
-    """The command that scores; `checkpoint=` and `data=` are added."""
+    """The command that scores. `checkpoint=` and `data=` are added."""
     figure: re.Pattern[str]
-    """Matches the score in the output of this command."""
+    """The pattern of the score in the output of this command."""
     name: str
     higher_is_better: bool
     role: Role
@@ -122,7 +122,7 @@ def roles(name: str) -> Role:
 
 
 def where(name: str) -> str:
-    """Returns the self-attentions of the model in which the layer is used."""
+    """Returns where the model uses the layer as self-attention: in the encoder, or everywhere."""
     return "everywhere" if Role.CAUSAL in roles(name) else "encoder"
 
 

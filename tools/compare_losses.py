@@ -1,4 +1,4 @@
-"""Trains the same runs with two checkouts and prints the differences of their losses.
+"""Trains the same runs with two checkouts, and prints the differences between their losses.
 
     python tools/compare_losses.py --against CHECKOUT [--updates N] RUN [RUN ...]
 
@@ -8,10 +8,10 @@ log every update. For each run the table shows how many updates both logged, and
 loss, the nll and the norm of the gradient: 0 means that all numbers are equal bit for bit. A run that sets no key of
 `validation.` is validated once, at its end, by its nll. The exit code is 1 if a difference exceeds `--tolerance`.
 
-If two checkouts draw dropout's random numbers in a different order, compare without it:
+If two checkouts draw dropout's random numbers in a different order, compare them without dropout:
 `"recipe=demo model.dropout=0 attention.dropout=0"`. Checkouts that add the same numbers in a different order differ by
 about 1e-5 after 50 updates in float32. With `--float64` both train in float64, where a difference above 1e-12 means
-that they compute something else.
+that their computations differ.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def train(checkout: Path, settings: list[str], *, updates: int, float64: bool) -> Log:
-    """Returns the training lines of the log of a run by the `seqtk-train` of a checkout."""
+    """Trains a run with the `seqtk-train` of a checkout. Returns the training lines of its log."""
     with tempfile.TemporaryDirectory(prefix="compare-losses-") as folder:
         command = [
             str(checkout / ".venv/bin/python"), "-P", "-c", FLOAT64 if float64 else FLOAT32,
@@ -77,7 +77,7 @@ def validation(settings: list[str], updates: int) -> list[str]:
 
 
 def compare(old: Log, new: Log) -> tuple[dict[str, float], int | None]:
-    """Returns the largest difference of each number, and the first update with a difference."""
+    """Returns (number → its largest difference, the first update with a difference or None)."""
     worst, first = dict.fromkeys(COMPARED, 0.0), None
     for before, after in zip(old, new, strict=False):
         for name in COMPARED:

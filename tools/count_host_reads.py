@@ -1,6 +1,6 @@
 """Counts how often the host reads a number from the device. At each read, the host waits until the device is idle.
 
-Boolean indexing (`nonzero`) waits too, because the size of its result depends on the data. It is counted separately.
+Boolean indexing (`nonzero`) also waits, because the size of its result depends on the data. It is counted separately.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count_host_reads(function: Callable[[], object], names: tuple[str, ...] = READS) -> int:
-    """Returns how many operators called `names` run in `function`. The count is the same on every device."""
+    """Returns the number of operators called `names` that `function` runs. It is the same on every device."""
     with _Counter(names) as counter:
         function()
     return counter.count

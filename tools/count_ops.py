@@ -132,7 +132,7 @@ def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
 
 
 def report(name: str, update: Callable[[], object]) -> int:
-    """Prints the operators of an update. Returns how many are not views."""
+    """Prints the operators of an update. Returns the number of operators that are not views."""
     with Counter() as counter:
         update()
     counts = counter.counts
@@ -146,7 +146,7 @@ def report(name: str, update: Callable[[], object]) -> int:
 
 
 def self_attention_layers() -> dict[str, str]:
-    """Returns the setting that makes each layer the self-attention of the encoder, and where possible the decoder."""
+    """Returns layer → setting that uses it as self-attention of the encoder and, if possible, of the decoder."""
     layers = {}
     for name in attentions:
         roles = attentions.class_of(attentions.config_type(name)).roles
@@ -156,7 +156,7 @@ def self_attention_layers() -> dict[str, str]:
 
 
 def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
-    """Returns the operators that are not views, the casts, and the host reads of an update with a layer."""
+    """Returns the numbers of operators that are not views, casts, and host reads of an update with a layer."""
     trainer = trainer_of(arguments, [f"{self_attention_layers()[layer]}={layer}", *arguments.settings])
     first, second = islice(bench._batches(trainer), 2)
     trainer.update([first])

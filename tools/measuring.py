@@ -1,4 +1,4 @@
-"""Functions of the benchmarks: measure time and memory of a function, and alternate between worker processes."""
+"""Functions for benchmarks: measure the time and memory of a function, and alternate between worker processes."""
 
 import ctypes
 import dataclasses
@@ -24,7 +24,7 @@ MIXTURES = {
     "random+dense": ["random", "dense"],
     "factorized_random+dot": ["factorized_random", "dot"],
 }
-"""Mixtures of Synthesizers, which are measured as layers with these names."""
+"""Name of a mixture of Synthesizers, which is measured like a layer → its settings."""
 
 
 def kind_of(name: str) -> str:
@@ -40,7 +40,7 @@ def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
 
 
 def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
-    """Runs `work` in a separate process, a fork that inherits the imports. The parent must not have computed yet.
+    """Runs `work` in a forked process, which inherits the imports. The parent must not have used torch's threads yet.
 
     Returns the values that `work` yields, and the exit code.
     """
@@ -76,7 +76,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def memory(work: Callable[[], object], device: str) -> float:
-    """Returns the increase of memory in GiB at the peak of `work`: resident memory, on a GPU allocated memory.
+    """Returns the increase of memory at the peak of `work` in GiB: resident memory or, on a GPU, allocated memory.
 
     Call `return_freed_memory` before.
     """
@@ -110,7 +110,7 @@ def _status(key: str) -> int:
 
 
 def has_bf16() -> bool:
-    """Returns whether the CPU has units for bfloat16; others emulate it."""
+    """Returns True if the CPU has units for bfloat16; others emulate it."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -119,7 +119,7 @@ def has_bf16() -> bool:
 
 
 class Worker:
-    """A process that prints one value when it is ready, and one for each line that it reads."""
+    """A process that prints one value when it is ready, and one value for each line that it reads."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -147,11 +147,11 @@ class Worker:
 
 
 def serve(update: Callable[[], float], *, warm_up: int) -> None:
-    """Runs the worker process: for each line read, makes an update and prints the tokens or examples per second.
+    """Runs the worker process: performs an update for each line that it reads, and prints its speed.
 
     Args:
-        update: Makes an update. Returns the number of tokens or examples that it trained on.
-        warm_up: Updates before the worker is ready.
+        update: A function that performs an update and returns its number of tokens or examples.
+        warm_up: The number of updates before the worker is ready.
     """
     for _ in range(warm_up):
         update()

@@ -18,7 +18,7 @@ OPTIMIZED = 0x1  # a flag that the code of functions has, but not the code of mo
 
 
 def during_import(frame: FrameType) -> bool:
-    """Returns whether a module of the library is being imported."""
+    """Returns True if a module of the library is being imported."""
     caller = frame.f_back
     while caller is not None:
         if caller.f_code.co_name == "<module>" and caller.f_code.co_filename.startswith(str(ROOT)):

@@ -1,4 +1,4 @@
-"""Writes the tables of members in README.md and docs/*.md from the registries.
+"""Writes the tables in README.md and docs/*.md that list the contents of registries (members).
 
 `--check` writes nothing and exits with code 1 if a table is not current.
 
@@ -32,14 +32,14 @@ MARKER = re.compile(r"(<!-- members(?:: ([\w ]+))? -->\n).*?(<!-- /members -->)"
 
 
 def import_everything() -> None:
-    """Imports all members, which fills every registry."""
+    """Imports all modules that register classes, which fills every registry."""
     for module in pkgutil.walk_packages(seqtk.__path__, "seqtk."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
 
 def commands() -> dict[str, str]:
-    """Returns the commands of setup.cfg, each with the first line of its function's docstring."""
+    """Returns command in setup.cfg → first line of its function's docstring."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     found = {}
@@ -83,7 +83,7 @@ def table(kind: str | None) -> str:
 
 
 def main(check: bool) -> int:
-    """Writes the tables, or prints which are outdated. Returns the exit code."""
+    """Writes the tables or, with `check`, prints which are outdated. Returns the exit code."""
     import_everything()
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

@@ -138,7 +138,7 @@ def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iter
             short = files[lines.index(None)]
             longer = next(path for path, line in zip(files, lines, strict=True) if line is not None)
             raise UserError(
-                f"{short} has {how_many(number - 1, 'line')}, and {longer} has more.",
+                f"{short} has {how_many(number - 1, 'line')}, but {longer} has more.",
                 "input=, reference= and prefix= must have the same number of lines.",
             )
         yield pipeline.sentence(

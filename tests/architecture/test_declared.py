@@ -15,7 +15,7 @@ from seqtk.corpora import CORPORA
 from tests.architecture.test_structure import PACKAGE, ROOT, TREES, imported_by, relative
 
 MODULES = {"hydra-core": {"hydra", "omegaconf"}, "PyYAML": {"yaml"}}
-"""Distribution → its modules, if their names differ. Hydra includes OmegaConf."""
+"""Distribution → its modules, if their names are different. Hydra includes OmegaConf."""
 
 INDIRECT = {"tensorboard"}
 """Distributions that torch.utils.tensorboard requires and seqtk does not import."""

@@ -1,4 +1,4 @@
-"""The words of the package: errors name keys of the command that runs, and the spelling is American, as in torch."""
+"""Errors name only keys of the command that runs, and the spelling is American, as in torch."""
 
 import ast
 import dataclasses
@@ -24,12 +24,12 @@ OF_TRAINING = (
 )
 """The packages whose errors can end seqtk-train."""
 OF_COMMANDS = {PACKAGE / "tasks/other_data.py", PACKAGE / "checkpoint/edit.py"}
-"""Their modules that seqtk-train does not use."""
+"""The modules of these packages that seqtk-train does not use."""
 TOP_LEVEL = {field.name for field in dataclasses.fields(TrainConfig)} | set(TrainConfig.aliases)
 
 
 def fixes(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yields the line number and text of each line of a UserError after the first. `{}` stands for a value."""
+    """Yields (line number, text) for each line of a UserError after the first. `{}` replaces values."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
             for argument in node.args[1:]:

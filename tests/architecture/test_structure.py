@@ -1,4 +1,4 @@
-"""The layout of the package: imports follow setup.cfg, members are registered, public names have docstrings."""
+"""The layout of the package: imports follow setup.cfg, classes are registered, public names have docstrings."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ LONG_FILES = {
     "seqtk/testing/laws.py": "One list of laws that share helpers.",
     "tests/unit/ops/test_naive.py": "One list of operations whose tests share helpers.",
 }
-"""Files that may be longer, with the reason."""
+"""File that may be longer → reason."""
 
 
 def relative(path: Path) -> str:
@@ -37,13 +37,13 @@ def imported_by(tree: ast.Module) -> set[str]:
 
 
 def registers(tree: ast.Module) -> bool:
-    """Returns whether importing the module registers a member."""
+    """Returns True if importing the module registers a class."""
     calls = [node.func for statement in tree.body for node in ast.walk(statement) if isinstance(node, ast.Call)]
     return any(isinstance(call, ast.Attribute) and call.attr == "register" for call in calls)
 
 
 def registering_packages() -> list[Path]:
-    """Returns the packages whose modules register members."""
+    """Returns the packages whose modules register classes."""
     return sorted({path.parent for path, tree in TREES.items() if registers(tree)} - {PACKAGE / "cli"})
 
 
@@ -68,7 +68,7 @@ class TestImports:
 
     @pytest.mark.parametrize("folder", registering_packages(), ids=relative)
     def test_packages_import_modules_that_register_classes(self, folder: Path) -> None:
-        """Importing a package must register all its members."""
+        """Importing a package must register all of its classes."""
         package = ".".join(folder.relative_to(ROOT).parts)
         imported = {name for path, tree in TREES.items() if path.parent == folder for name in imported_by(tree)}
         for path, tree in TREES.items():

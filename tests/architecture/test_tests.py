@@ -20,7 +20,7 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def asserts(test: ast.FunctionDef) -> bool:
-    """Returns whether the test function has an assertion, not only its helpers."""
+    """Returns True if the test function has an assertion. (Assertions in its helpers do not count.)"""
     return any(
         isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and ASSERTION.fullmatch(ast.unparse(node.func)))
         for node in ast.walk(test)

@@ -1,4 +1,4 @@
-"""Trains many tiny models with the same processes, so that no model has to wait for processes to start."""
+"""Trains many tiny models with the same processes, so that processes are started only once."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ SETTINGS = (
     "optimizer={kind:sgd,lr:0.1,momentum:0.9} schedule={kind:constant} clip_norm=0.5 log.every=1 log.tensorboard=false "
     f"log.sinks=[jsonl] max_updates={UPDATES}"
 ).split()
-"""Adam is not used, because it makes steps of full size from the rounding errors of gradients that should be 0."""
+"""Adam is not used, because rounding errors of gradients that should be 0 give steps of full size."""
 
 Case = Sequence[str]
 """The settings of a run."""
@@ -33,11 +33,11 @@ def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", proc
     """Trains each case with one engine, in the folder `folder/NAME`.
 
     Args:
-        cases: Settings by name.
+        cases: Name → settings.
         folder: The folder of the runs.
         engine: The kind of the engine.
         processes: The number of processes.
-        of: The number of micro-batches of an update, summed over all processes.
+        of: The number of micro-batches of an update, in total for all processes.
     """
     if processes == 1:
         failed = _train(cases, folder, engine, of)

@@ -20,7 +20,7 @@ SLOTS = {
     Role.CROSS: "model.decoder.cross_attention",
 }
 RANDOM = ("reformer",)
-"""Layers that draw random numbers in each forward pass. These numbers differ between two processes and one."""
+"""Layers that draw random numbers in each forward pass. With two processes, these numbers are different."""
 STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),
@@ -144,7 +144,7 @@ class TestEquality:
 
 @pytest.mark.slow
 def test_adafactor_trains_as_in_one_process(tiny_corpus: Path, tmp_path: Path) -> None:
-    """Compares matrices only, because Adafactor makes full steps from rounding errors of vectors with gradient 0."""
+    """Compares only matrices: rounding errors of vectors with gradient 0 give full steps in Adafactor."""
     cases = {"run": (f"task.data={tiny_corpus}", *STACKS, "optimizer={kind:adafactor,lr:0.01}")}
     train(cases, tmp_path / "one", of=2)
     train(cases, tmp_path / "fsdp2", engine="fsdp2", processes=2, of=2)
@@ -191,7 +191,7 @@ class TestResume:
 STEP = 0.1 * 0.5
 """The largest step of an update: the learning rate times the maximum norm of the gradient."""
 ROUNDING = 2**-8
-"""The relative spacing of bfloat16 numbers. Under fsdp2, norms, biases and gradients are rounded to bfloat16 too."""
+"""The relative spacing of bfloat16 numbers. Under fsdp2, norms, biases and gradients are also rounded to bfloat16."""
 PLUGIN = """
 import os
 from seqtk.modules.linear import Linear

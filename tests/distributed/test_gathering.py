@@ -1,6 +1,6 @@
-"""Saving a sharded model holds one copy of it in the first process and a part in the others, and no other copy.
+"""Saving a sharded model needs memory for one full copy in the first process, and for one shard in the others.
 
-Of the optimizer's state, each process copies and writes only its own part.
+Each process copies and writes only its part of the optimizer's state.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ def test_gathering_uses_memory_for_only_one_copy(tmp_path: Path) -> None:
 
 
 def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
-    """Gathers a model and writes it, then its pieces. Sends by how much the memory grew at each peak, in MiB."""
+    """Gathers a model and writes it, then writes its pieces. Sends the growth of memory at each peak, in MiB."""
     enter_world(rank, 2, port)
     engine = engines.build(engines.config_type("fsdp2")(timeout=60.0), device="cpu")
     model = engine.wrap(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
@@ -68,7 +68,7 @@ def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
 
 
 def _forget_peak() -> float:
-    """Returns freed memory to the system and forgets the peak until now. Returns the memory in use."""
+    """Returns freed memory to the system, and resets the peak. Returns the memory in use."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")

@@ -170,7 +170,7 @@ class TestTwoHosts:
 
 class TestElasticRestart:
     def test_torchrun_restart_resumes_bit_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """One process is killed with SIGKILL. torchrun restarts both, in the store that has the old addresses."""
+        """One process is killed with SIGKILL. torchrun restarts both with the store that has the old addresses."""
         plugin = tmp_path / "dies.py"
         plugin.write_text(
             "import os, signal, time\n"

@@ -41,7 +41,7 @@ ARGUMENTS = (
 )
 
 SOON = 120
-"""Maximum seconds until all processes end. torchrun needs up to 30 to stop one, and more on a busy machine."""
+"""Maximum number of seconds until all processes end. torchrun takes up to 30 to stop one, or more on a busy machine."""
 
 
 class Launched:

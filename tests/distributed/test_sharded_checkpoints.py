@@ -29,7 +29,7 @@ def saved(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_process_writes_its_part_of_a_checkpoint(saved: Path) -> None:
-    """Half of all numbers, in files that hold no pickle."""
+    """Each file has half of all numbers, and no pickle."""
     assert not [path for path in saved.rglob("*") if ".partial" in path.name]
     names = {"model.safetensors", "optimizer_00000.safetensors", "optimizer_00001.safetensors", "state.json"}
     assert {path.name for path in (saved / LATEST).iterdir()} == names
@@ -42,7 +42,7 @@ def test_each_process_writes_its_part_of_a_checkpoint(saved: Path) -> None:
 
 
 def test_damaged_shard_makes_all_processes_fall_back(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    """To the newest checkpoint that every process can read, although each reads only its own part."""
+    """They use the newest checkpoint that all processes can read, although each process reads only its part."""
     folder = shutil.copytree(saved, tmp_path / "run")
     flip_a_bit(folder / LATEST / "optimizer_00001.safetensors")
     flip_a_bit(folder / "update_00000009" / "optimizer_00000.safetensors")
@@ -90,7 +90,7 @@ sys.addaudithook(fail)
 def test_failed_write_in_one_process_ends_all_processes(
     saved: Path, tiny_corpus: Path, tmp_path: Path, fault: str
 ) -> None:
-    """While the first process waits for it in a thread. The checkpoint before stays the newest."""
+    """A thread of the first process waits for the failing process. The previous checkpoint stays the newest."""
     folder, plugin = shutil.copytree(saved, tmp_path / "run"), tmp_path / "fails.py"
     longer = [*SETTINGS[:-1], "max_updates=100000"]
     text = FAULTS[fault]

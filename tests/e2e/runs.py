@@ -1,4 +1,4 @@
-"""Tiny training runs in separate processes. They start fast, because a server that has imported seqtk forks them."""
+"""Tiny training runs in separate processes. They start quickly: a server that has imported seqtk forks them."""
 
 import json
 import multiprocessing
@@ -39,10 +39,10 @@ class Run:
 
     Args:
         corpus, save_dir: The data and the folder of the run.
-        settings: Further settings, which replace equal keys of SETTINGS.
+        settings: Settings in addition to SETTINGS. They override equal keys.
         processes: The number of processes.
         full_at: Part of a file name. The disk is full from the moment when such a file is opened.
-        environment: Further environment variables.
+        environment: Additional environment variables.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Run:
         return max(abs(process.exitcode or 0) for process in self.processes)
 
     def kill(self, *ranks: int) -> None:
-        """Kills the processes of these ranks with SIGKILL, and the others if they do not end within six seconds."""
+        """Kills the processes of these ranks with SIGKILL. Kills the others if they do not end within six seconds."""
         for rank in ranks:
             self.processes[rank].kill()
         for process in self.processes:
@@ -161,7 +161,7 @@ def wait_for_update(run: Run, update: int) -> None:
 
 
 def readable(save_dir: Path) -> bool:
-    """Returns whether a run can be resumed: it has no checkpoint yet, or its latest checkpoint is intact."""
+    """Returns True if a run can be resumed: it has no checkpoint yet, or its latest checkpoint is intact."""
     pointer = save_dir / "latest"
     return not pointer.exists() or load_checkpoint(save_dir / pointer.read_text()).state.update > 0
 
@@ -171,7 +171,7 @@ def assert_same_run(one: Path, other: Path, *more: str) -> None:
 
     Args:
         one, other: The folders of the runs.
-        more: Names of further files of the last checkpoint to compare.
+        more: Names of additional files of the last checkpoint to compare.
     """
     last = f"update_{UPDATES:08d}"
     for name in (f"{last}/model", f"{last}/optimizer", "best", *(f"{last}/{name}" for name in more)):

@@ -1,4 +1,4 @@
-"""Errors of users exit with code 2 and print at most three lines that name the path or the key, without a traceback."""
+"""User errors exit with code 2 and print at most three lines with the path or key, without a traceback."""
 
 import importlib
 import pickle

@@ -1,7 +1,7 @@
 """Faulty layers, each with the law case that detects the fault.
 
-A mutant of the library replaces a piece of the source of one function while the law runs. If the piece no longer
-exists, the test of the mutant fails: change the mutant with the code.
+A mutant of the library replaces a part of the source code of one function while the law runs. If this part no longer
+exists, the test of the mutant fails. Then update the mutant.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A plug-in adds a member to each registry of seqtk, in one file, for use from the command line."""
+"""A plug-in adds a class to each registry of seqtk, in one file, for use from the command line."""
 
 import csv
 import json

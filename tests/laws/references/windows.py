@@ -41,7 +41,7 @@ def _weigh(problem: Problem, prefix: str, row: int, head: int, query: int, seen:
 
 
 def near(problem: Problem, t: int, s: int) -> bool:
-    """Whether s is in the window of t."""
+    """True if s is in the window of t."""
     distance = abs(t - s) * (2 if problem.role.name == "ENCODER" else 1)
     return bool(distance <= problem.config.window - (problem.role.name == "CAUSAL"))
 

@@ -1,4 +1,4 @@
-"""A plug-in package, used as `user_dir=tests/plugin/retlab`: one file and one import line for each kind of member."""
+"""A plug-in package, used as `user_dir=tests/plugin/retlab`: one file and one import line for each registry."""
 
 from retlab import csv_sink as csv_sink
 from retlab import flat_engine as flat_engine

@@ -1,8 +1,8 @@
 """A model file of version 0.1.0 still gives the loss that 0.1.0 computed, for every attention layer.
 
-`losses_0_1_0.json` holds configs of models and these losses. The name of a tensor seeds its random weights, so that
-a renamed tensor changes the loss. A language model reads the batch twice, the second time with the recurrent state of
-the first time.
+`losses_0_1_0.json` contains configs of models and these losses. The name of a tensor seeds its random weights, so
+renaming a tensor changes the loss. A language model reads the batch twice, the second time with the recurrent state
+after the first time.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The optimizer's state in files of several processes is read as one, or not at all."""
+"""The optimizer's state in the files of several processes is read completely, or an error is raised."""
 
 import json
 from collections.abc import Callable
@@ -22,13 +22,13 @@ WHOLE = {
 
 
 def rows(full: Tensor, start: int, end: int) -> tuple[Tensor, Place]:
-    """Returns some rows of a tensor and their place in it."""
+    """Returns (some rows of a tensor, their position in the tensor)."""
     return full[start:end], {"start": start, "size": list(full.shape)}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint of two processes: three rows and two; a vector of one element, which the second has none of."""
+    """A checkpoint of two processes: a matrix of three and two rows, and a vector that only the first process has."""
     w, b, step = WHOLE["w/exp_avg"], WHOLE["b/exp_avg"], WHOLE["w/step"]
     (first, at_first), (second, at_second), (none, at_none) = rows(w, 0, 3), rows(w, 3, 5), rows(b, 1, 1)
     mine = Pieces({"w/exp_avg": first, "w/step": step, "b/exp_avg": b}, {"w/exp_avg": at_first}, 0)
@@ -47,7 +47,7 @@ def test_pieces_are_read_as_whole_tensors(folder: Path) -> None:
 
 
 def test_pieces_are_read_into_differently_sharded_tensors(folder: Path) -> None:
-    """As when the processes hold rows that differ from those of the processes that wrote the checkpoint."""
+    """Processes may have different rows from those of the processes that wrote the checkpoint."""
     target = torch.full_like(WHOLE["w/exp_avg"], torch.nan)
     read = load_checkpoint(folder, empty=lambda name, full: target if name == "w/exp_avg" else torch.empty(full.shape))
     assert read.optimizer["w/exp_avg"] is target
@@ -55,7 +55,7 @@ def test_pieces_are_read_into_differently_sharded_tensors(folder: Path) -> None:
 
 
 def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    """Returns a function that changes the places in the header of a file, and leaves its checksums intact."""
+    """Returns a function that changes the positions in the header of a file, but not its checksums."""
 
     def rewrite(path: Path) -> None:
         tensors, metadata = load_tensors(path)
@@ -102,7 +102,7 @@ def test_bad_pieces_are_refused(folder: Path, damage: Callable[[Path], object]) 
 
 
 def test_missing_piece_is_refused(folder: Path) -> None:
-    """Also if no list of files names it."""
+    """The piece is refused even if no list of files contains it."""
     (folder / "optimizer_00001.safetensors").unlink()
     state = folder / "state.json"
     values = json.loads(state.read_text())

@@ -40,7 +40,7 @@ seen: list[ToyConfig] = []
 
 @command("seqtk-toy", ToyConfig, recipes=True)
 def main(config: ToyConfig) -> None:
-    """Remembers its config.
+    """Stores its config.
 
     For this test only.
     """

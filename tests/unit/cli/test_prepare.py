@@ -60,7 +60,7 @@ def test_demo_accepts_pairs_and_vocab_size(tmp_path: Path, capsys: pytest.Captur
         (["listops", "max_lenth=9"], "Did you mean 'max_length'?"),
         (["listops", "train=0"], "train=0: must be a whole number of at least 1"),
         (["listops", "max_length=501"], "min_length=500 and less than max_length=501"),
-        (["listops", "max_depth=2"], "min_length=500: with max_depth=2"),
+        (["listops", "max_depth=2"], "min_length=500 is too large: with max_depth=2"),
         (["listops", "source=nowhere"], "There is no basic_train.tsv in source=nowhere"),
         (["mini_listops", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
         (["lra_pathfinder", "size=64"], "size=64: must be 16, 32 or 128"),

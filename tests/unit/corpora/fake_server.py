@@ -16,16 +16,16 @@ class Served:
     etag: str | None = '"1"'
     date: str | None = None
     ranges: bool = True
-    """Whether the server supports Range."""
+    """True if the server supports Range."""
     wrong_range: bool = False
-    """Whether the server answers with a range that was not requested."""
+    """True if the server answers with a range that was not requested."""
     announced: int | None = None
     """A wrong Content-Length. If 0, the header is not sent."""
     content_type: str = "application/octet-stream"
     drops: list[int] = field(default_factory=list)
     """The number of bytes sent in each of the next answers before the connection closes. Later answers are complete."""
     hangs: bool = False
-    """Whether the connection stays open, for longer than a test, instead of closing."""
+    """True if the connection stays open for longer than a test, instead of closing."""
     errors: list[int] = field(default_factory=list)
     """The HTTP status of each of the next answers. Later answers have 200 or 206."""
 

@@ -179,8 +179,8 @@ def test_refused_connection_is_retried_and_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("served", "words"),
     [
-        (Served(BODY[:-1]), "the file on the server has 899,999 bytes, not 900,000"),
-        (Served(BODY, announced=900_001), "the file on the server has 900,001 bytes, not 900,000"),
+        (Served(BODY[:-1]), "The file on the server has 899,999 bytes, not 900,000"),
+        (Served(BODY, announced=900_001), "The file on the server has 900,001 bytes, not 900,000"),
         (Served(BODY + b"x", announced=0), "it has 900,001 bytes, not 900,000"),
         (Served(BODY[:-1], announced=900_000), "cannot be downloaded"),
         (Served(BODY[:-1], announced=0), "cannot be downloaded"),

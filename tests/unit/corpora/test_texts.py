@@ -30,7 +30,7 @@ def test_text_is_split_at_byte_offsets(tmp_path: Path) -> None:
 
 def test_source_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"short")
-    with pytest.raises(UserError, match="too short: train needs 5 more bytes"):
+    with pytest.raises(UserError, match="too short: train requires 5 more bytes"):
         Part("train", "a", 0, 10).write({"a": tmp_path / "a"}, [tmp_path / "train"], reporter=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -46,7 +46,7 @@ def test_held_out_lines_are_not_changed(tmp_path: Path, text: bytes) -> None:
 
 def test_unexpected_number_of_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1\n2\n")
-    with pytest.raises(UserError, match="it has 2 lines, not 3"):
+    with pytest.raises(UserError, match="It has 2 lines, not 3"):
         Lines("valid", "a", 3).write({"a": tmp_path / "a"}, [tmp_path / "valid"], reporter=QUIET)
     assert not (tmp_path / "valid").exists()
 

@@ -1,4 +1,4 @@
-"""Text that a command was given replaces the data of a task."""
+"""Text from the user of a command replaces the data of a task."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A process of a distributed run ends if another process vanishes, and only then."""
+"""A process of a distributed run ends if another process is lost, and not otherwise."""
 
 import subprocess
 import sys

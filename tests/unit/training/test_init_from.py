@@ -1,4 +1,4 @@
-"""`init_from`: a new run starts from the weights of a trained model, which may have another architecture."""
+"""`init_from`: a new run starts from the weights of a trained model, which may have a different architecture."""
 
 import shutil
 from collections.abc import Callable
@@ -181,7 +181,7 @@ class TestSharedTables:
         assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
 
     def test_separate_head_does_not_replace_a_different_head(self) -> None:
-        """A classifier has an output layer of its own, so it does not share its table with one."""
+        """A classifier has a separate output layer, so it does not share its table with one."""
         old, new = classifier("abcd", 2), masked_lm("abcd", tie_embeddings=False)
         assert names_of(copied(old, new), Fate.FRESH) == ["head.weight"]
 

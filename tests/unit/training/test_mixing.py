@@ -148,7 +148,7 @@ class TestRefused:
 
 
 class TestOtherBatchesOnResuming:
-    """Resuming in the middle of an epoch with other batch settings."""
+    """Resuming in the middle of an epoch with different batch settings."""
 
     def test_each_example_is_read_once(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

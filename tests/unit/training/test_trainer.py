@@ -155,7 +155,7 @@ class TestNotFinite:
     def test_state_before_the_failed_update_is_saved(
         self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str
     ) -> None:
-        """Also if the failure is read only at the next log line. The resumed run equals an uninterrupted run."""
+        """The failure may be read only at the next log line. The resumed run equals an uninterrupted run."""
         changes = {"log__every": log_every, "optimizer": {"kind": optimizer, "lr": 0.001, "weight_decay": 0.01}}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
         run = trainer(tiny_corpus, tmp_path / "parts", checkpoint__every=100, validation__every=100, **changes)
