@@ -27,7 +27,7 @@ class Run:
         return load(self.save_dir, **options)
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Returns the entries of `log.jsonl`, optionally only those of one `kind` ("train" or "valid")."""
+        """Returns the entries of `log.jsonl`, optionally only entries of one `kind` ("train" or "valid")."""
         lines = map(json.loads, (self.save_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
         return [line for line in lines if kind is None or line["kind"] == kind]
 

@@ -166,7 +166,7 @@ def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
 
 
 def print_layers(arguments: argparse.Namespace) -> None:
-    """Prints a row of counts for each layer; with `--against`, those of the other checkout → those of this one."""
+    """Prints a row of counts for each layer. With `--against`, it shows "other checkout → this checkout"."""
     found = [_in_checkout(arguments, checkout) for checkout in (arguments.against, HERE) if checkout]
     print("| self-attention | operators | casts | host reads |\n|---|---|---|---|")
     for layer, now in found[-1].items():

@@ -4,7 +4,7 @@
 
 The models are tiny. Each model uses the layer in all roles that the model and the layer have. A step is a forward pass
 with dropout, and its loss. tests/laws/test_graphs.py tests that the backward pass is in the same graph, and that the
-results equal those of eager mode.
+results equal the results of eager mode.
 """
 
 import argparse

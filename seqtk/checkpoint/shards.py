@@ -209,10 +209,12 @@ def _check_whole(name: str, pieces: Sequence[_Piece]) -> None:
         shape = piece.stored.shape
         fits = piece.start == end and shape[1:] == size[1:] and len(shape) == len(size)
         if not fits or piece.size != size or piece.stored.dtype != dtype:
-            raise UserError(f"{piece.file.path}: rows of '{name}' overlap, are missing or have a wrong shape.", DAMAGED)
+            raise UserError(
+                f"{piece.file.path}: rows of the tensor '{name}' overlap, are missing or have a wrong shape.", DAMAGED
+            )
         end += (*shape, 1)[0]
     if end != (*size, 1)[0]:
-        raise UserError(f"{pieces[0].file.path.parent} does not contain all rows of '{name}'.", DAMAGED)
+        raise UserError(f"{pieces[0].file.path.parent} does not contain all rows of the tensor '{name}'.", DAMAGED)
 
 
 def _done(value: T) -> Future[T]:

@@ -215,7 +215,7 @@ def _tables(model: Model) -> Iterator[tuple[str, list[str], Literal["token", "cl
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:
     """Returns the tokens or classes of a table's rows.
 
-    With two dictionaries, the tokens are those of the table's side.
+    With two dictionaries, the tokens come from the dictionary of the table's side.
     """
     if what == "class":
         return assets["classes"].split("\n") if "classes" in assets else None

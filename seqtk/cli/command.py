@@ -168,7 +168,7 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _rank0_errors() -> Iterator[None]:
-    """Context manager that reports errors in the arguments only once per machine, because all processes have them."""
+    """Context manager that reports errors in the arguments once per machine, not once per process."""
     try:
         yield
     except UserError:

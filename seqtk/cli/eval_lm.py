@@ -65,7 +65,9 @@ def main(config: EvalConfig) -> None:
     """
     check_checkpoint(config)
     if config.output == "-":
-        raise UserError("output=- is not possible: standard output has the metrics.", "Set output= to a file.")
+        raise UserError(
+            "output=- is not possible: the metrics are printed to standard output.", "Set output= to a file."
+        )
     if config.output is not None:
         check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
     from seqtk.data.plan import BatchingConfig

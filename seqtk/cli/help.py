@@ -19,7 +19,7 @@ FEW = 6
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
-    """Returns the help page of a command. The values are those of `config`."""
+    """Returns the help page of a command. It shows the values of `config`."""
     title, _, body = inspect.cleandoc(about).partition("\n")
     head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""
     usage = [

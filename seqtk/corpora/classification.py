@@ -164,7 +164,7 @@ def _validation_mask(count: int, config: HeldOutConfig) -> npt.NDArray[np.bool_]
 
 def _check_count(found: int, published: int | None, what: str) -> None:
     if published not in (None, found):
-        raise UserError(f"There are {found:,} {what}, not {published:,} as published.", "Use a different source=.")
+        raise UserError(f"Found {found:,} {what}, but {published:,} are published.", "Use a different source=.")
 
 
 def _clean(text: bytes, name: str) -> bytes:

@@ -58,7 +58,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
 
 
 def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
-    """Copies the wanted members. Returns the names of missing members."""
+    """Copies the requested members of the archive. Returns the names of members that it does not contain."""
     left = set(wanted)
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():

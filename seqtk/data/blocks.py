@@ -1,6 +1,6 @@
 """Splits concatenated items into blocks, the samples of a language model, and collates blocks into batches.
 
-The modes are those of fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
+The modes equal the modes of fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
 N items, K blocks, B batch, T length.
 """
 

@@ -38,7 +38,7 @@ Part = tuple[npt.NDArray[Any], Ints]
 
 
 def is_array_file(path: str) -> bool:
-    """Returns True if the extension of a file is that of a NumPy file."""
+    """Returns True if a file has the extension of a NumPy file."""
     return Path(path).suffix.removeprefix(".") in ARRAY_FORMATS
 
 

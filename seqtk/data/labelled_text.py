@@ -185,7 +185,7 @@ def class_numbers(
     """Yields each example with the index of its class in `classes`.
 
     Raises:
-        UserError: If a class is not in `classes` (those of the training examples). The error names the line.
+        UserError: If a class is not in `classes` (the classes of the training examples). The error names the line.
     """
     number = {name: index for index, name in enumerate(classes)}
     for example in examples:

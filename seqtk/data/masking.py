@@ -134,7 +134,7 @@ _BEGINS: dict[str | None, Callable[[str], bool]] = {
     "characters": lambda token: symbols.names_to_characters([token]).isspace(),
     "@@ ": lambda token: False,
 }
-"""Kind of tokens → function that tells if a token always begins a word. White space belongs to the next word."""
+"""Kind of tokens → function that returns True if a token always begins a word. A space belongs to the next word."""
 
 
 def word_flags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> tuple[Flags, Flags]:

@@ -208,7 +208,7 @@ def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[l
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
     """Returns (examples to train on, examples to skip because they are longer than `max_length` or `max_tokens`).
 
-    Streams skip no examples.
+    With `streams`, no example is skipped.
     """
     _check(config)
     limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]

@@ -142,7 +142,7 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Returns those of `names` (default: all metrics) whose `needs` are all in `provided`."""
+        """Returns the metrics of `names` (default: all metrics) whose `needs` are all in `provided`."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:

@@ -38,7 +38,7 @@ class AdaptiveConfig:
     input_factor: float | None = setting(
         4.0,
         at_least=1,
-        help="Width of the embedding vectors of a band divided by that of the next band. null: one table.",
+        help="Ratio of the embedding widths of one band and the next. null: one embedding table.",
     )
     softmax_factor: float | None = setting(
         4.0, at_least=1, help="The same ratio of widths in the output layer. null: one softmax over all words."
@@ -148,7 +148,7 @@ class AdaptiveHead(Head):
     Args:
         bands: The words of each band.
         dim: D.
-        factor: The width of the vectors of a band divided by that of the next band.
+        factor: The ratio of the embedding widths of one band and the next.
         dropout: The dropout rate of the features and of their projections.
         tied_to: The embedding whose word vectors the head uses.
         tie_projections: True if the head also uses the embedding's projections, transposed (except the first band's).

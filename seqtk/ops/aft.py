@@ -107,7 +107,7 @@ def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
 
 
 class _Cumulative(torch.autograd.Function):
-    """Cumulative sums at the given scales. The backward pass runs the same rounds in reverse order."""
+    """Cumulative sums at the given scales. The backward pass runs the steps of the forward pass in reverse order."""
 
     @staticmethod
     def forward(ctx: Any, scale_TD: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:

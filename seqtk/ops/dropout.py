@@ -56,7 +56,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Sets random elements of `x` to 0. Returns the result, to be scaled by `scaled`, and the mask or random bits."""
+    """Sets random elements of `x` to 0. Returns the result, not yet scaled by `scaled`, and the mask or random bits."""
     if x.device.type != "cpu":
         return torch.native_dropout(x, rate, train=True)
     bits = random_bits(x)

@@ -62,5 +62,5 @@ class AdamWConfig(AdamConfig):
 class AdamW(Adam):
     """AdamW (Loshchilov and Hutter 2019). The update is that of `adam`, whose weight decay is decoupled too.
 
-    By default the weight decay, betas and eps are those of torch's AdamW, but the decay applies to matrices only.
+    The default weight decay, betas and eps equal torch's AdamW, but the decay applies to matrices only.
     """

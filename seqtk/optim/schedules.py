@@ -103,8 +103,8 @@ class CosineConfig(ScheduleConfig):
 
     min_lr: float = setting(0.0, at_least=0, help="Learning rate at the end of the first cycle.")
     period: int | None = setting(None, at_least=1, help=f"Number of updates in the first cycle. {PERIOD_HELP}")
-    t_mult: float = setting(1.0, at_least=1, help="Ratio of the length of a cycle to that of the previous cycle.")
-    shrink: float = setting(0.1, at_least=0, help="Ratio of the rates in a cycle to those in the previous cycle.")
+    t_mult: float = setting(1.0, at_least=1, help="Factor that multiplies the length of the cycle after each cycle.")
+    shrink: float = setting(0.1, at_least=0, help="Factor that multiplies the learning rates after each cycle.")
 
 
 @schedules.register("cosine", CosineConfig)

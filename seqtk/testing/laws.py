@@ -557,7 +557,7 @@ def too_long_inputs_are_refused(subject: Subject) -> None:
 
 
 def subquadratic(subject: Subject) -> bool:
-    """Returns True if the layer declares `subquadratic` and operations are not naive (those take quadratic memory)."""
+    """Returns True if the layer declares `subquadratic` and operations are not naive, which takes quadratic memory."""
     return subject.make().subquadratic and not naive_mode()
 
 

@@ -28,7 +28,7 @@ def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
         timeout: Maximum number of seconds to wait.
 
     Raises:
-        DistStoreError: If a process does not arrive in time.
+        DistStoreError: If a process does not connect in time.
     """
     store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))[0]
     run = os.environ.get(RUN_ID) or os.environ.get("TORCHELASTIC_RUN_ID", "")
@@ -60,7 +60,9 @@ def _gather(store: Store, root: str, number: int, *, size: int, timeout: float) 
     missing, answered, end = list(range(1, size)), set(), time.monotonic() + timeout
     while missing := [rank for rank in missing if not store.check([f"{root}/{number}/{rank}"])]:
         if time.monotonic() > end:
-            raise dist.DistStoreError(f"processes {', '.join(map(str, missing))} did not arrive in {timeout:g} seconds")
+            raise dist.DistStoreError(
+                f"processes {', '.join(map(str, missing))} did not connect within {timeout:g} seconds"
+            )
         for rank in missing:
             if store.check([f"{root}/arrived/{rank}"]):
                 name = store.get(

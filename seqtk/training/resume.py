@@ -129,7 +129,7 @@ def check_resumable(
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(
-            f"{source} was trained with different vocabularies from those in {config.task.data}.",
+            f"{source} was trained with vocabularies that differ from {config.task.data}.",
             f"Set task.data {same}",
         )
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
@@ -152,7 +152,7 @@ def data_of(config: TrainConfig) -> list[str]:
 
 
 def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:
-    """Returns the saved batch settings if their batches differ from those of the current settings, else None."""
+    """Returns the saved batch settings if the current settings give different batches, else None."""
     same = saved.streams is not None or replace(saved, workers=current.workers) == current
     return None if same else saved
 

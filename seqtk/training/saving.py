@@ -24,7 +24,8 @@ class Writer:
     """Runs functions that write files, one at a time, either in a thread or in the caller.
 
     Use it as a context manager. `run`, `wait` and leaving the context wait for the previous function and raise its
-    exception. If the context ends with an exception of its own, that one is raised, and the function's is reported.
+    exception. If the code in the context also raises an exception, that exception is raised, and the function's
+    exception is reported.
 
     Args:
         asynchronous: True to run functions in a thread. The data that they write must then not change.

@@ -49,7 +49,7 @@ class Start:
     notes: list[str]
     """Lines for the log about what was loaded."""
     has_changes: bool = False
-    """True if settings differ from those of the checkpoint."""
+    """True if settings differ from the checkpoint's settings."""
     other_batches: BatchingConfig | None = None
     """The batch settings before `state.position` if they differ from the current ones, otherwise None."""
 

@@ -153,7 +153,7 @@ def _existing(path: Path) -> Path:
 
 
 def _without_error(function: Callable[[], None]) -> None:
-    """Calls a function that cleans up after an error. Ignores an OSError in it, which would replace the first error."""
+    """Calls a cleanup function after an error. Ignores its OSError, which would replace the first error."""
     with suppress(OSError):
         function()
 

@@ -178,7 +178,8 @@ class Tables:
 
         A path can start where every pixel of `body` is free. The body is the part of the segment's mask with value 255
         inside a square of 2 (length + margin) + 1 pixels, shifted by one pixel as in the original. A direction is not
-        possible if for some pixel of the image the whole body lies outside the image: the original finds no start then.
+        possible if for some pixel of the image the whole body lies outside the image: the original code finds no start
+        in this case.
 
         Args:
             angles: The angles of the directions in radians: (360,).

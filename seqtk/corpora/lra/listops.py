@@ -1,6 +1,6 @@
 """Generates ListOps: nested operations on digits and their values (Nangia and Bowman 2018).
 
-The settings are those of Tay et al. 2020. A tree is drawn from its root: above the deepest level a node is an operation
+The settings follow Tay et al. 2020. A tree is drawn from its root: above the deepest level a node is an operation
 with probability 1/4, else a digit. An operation has 2 to `max_args` arguments. Trees whose number of tokens is not
 between `min_length` and `max_length` (both exclusive) are drawn again, and no tree is kept twice. An operator, `]`, and
 a digit are one token each.

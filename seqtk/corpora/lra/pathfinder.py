@@ -1,4 +1,4 @@
-"""Generates Pathfinder images. The task is to tell if two dots are the ends of the same dashed path.
+"""Generates Pathfinder images. The task is to predict if two dots are the ends of the same dashed path.
 
 It is from Linsley et al. (2018), with the settings of the Long Range Arena. `growth` generates two paths for each
 image. Shorter paths (distractors) are added, and two dots: one on the start of a path, the other on the end of the same
@@ -176,7 +176,7 @@ def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
 
 
 def _paint(canvas: npt.NDArray[np.float32], tables: Tables, place: Ints, patch: Ints, contrast: float = 1.0) -> None:
-    """Draws one segment into each padded image, (images, places), in place. Each pixel keeps the brighter value."""
+    """Draws a segment into each padded, flattened image, (images, places). A pixel keeps the brighter value."""
     at = place[:, None] + tables.ink_at[patch]
     row = np.arange(len(canvas))[:, None]
     canvas[row, at] = np.maximum(canvas[row, at], tables.ink[patch] * np.float32(contrast))
@@ -186,7 +186,7 @@ def _add_distractors(image: npt.NDArray[np.float32], tables: Tables, mask: Image
     """Draws paths of `length` segments in free parts of the images. Skips a path that fails `_SNAKE_TRIES` times.
 
     Args:
-        image: The padded images, which change in place: (images, places).
+        image: The padded, flattened images, which change in place: (images, places).
         tables: The tables for this size of image.
         mask: The padded masks of the images, which change in place: (images, places).
         length: The number of segments of each path.

@@ -235,7 +235,7 @@ def _drawn(
 def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
     """Returns the images of one level of difficulty for each split: 80 % train, 10 % valid, 10 % test.
 
-    The random order of the images is that of S4's code (seed 42).
+    The random order of the images follows S4's code (seed 42).
     """
     import torch  # imported here, because it takes 2 s and only this function uses it
 

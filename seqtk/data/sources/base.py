@@ -117,7 +117,7 @@ class Source(abc.ABC):
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-        """Sets the vocabulary and tokenizer of one side to those of a model.
+        """Sets the vocabulary and tokenizer of one side to the vocabulary and tokenizer of a model.
 
         Raises:
             OtherDictionaryError: If the data are encoded with a different dictionary.

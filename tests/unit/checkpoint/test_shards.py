@@ -47,7 +47,7 @@ def test_pieces_are_read_as_whole_tensors(folder: Path) -> None:
 
 
 def test_pieces_are_read_into_differently_sharded_tensors(folder: Path) -> None:
-    """Processes may have different rows from those of the processes that wrote the checkpoint."""
+    """The processes that read a checkpoint may have different rows than the processes that wrote it."""
     target = torch.full_like(WHOLE["w/exp_avg"], torch.nan)
     read = load_checkpoint(folder, empty=lambda name, full: target if name == "w/exp_avg" else torch.empty(full.shape))
     assert read.optimizer["w/exp_avg"] is target
@@ -111,7 +111,7 @@ def test_missing_piece_is_refused(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_piece_of_another_process_is_refused(folder: Path) -> None:
+def test_piece_of_a_different_process_is_refused(folder: Path) -> None:
     (folder / "optimizer_00002.safetensors").write_bytes((folder / "optimizer_00001.safetensors").read_bytes())
     with pytest.raises(UserError, match="w/exp_avg"):
         load_checkpoint(folder)

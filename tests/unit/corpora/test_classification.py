@@ -76,7 +76,7 @@ class TestImdb:
     def test_missing_review_is_refused(self, tmp_path: Path) -> None:
         source = aclimdb(tmp_path / "in")
         (source / "aclImdb" / "test" / "pos" / "3_7.txt").unlink()
-        with pytest.raises(UserError, match="There are 19 reviews for test, not 20"):
+        with pytest.raises(UserError, match="Found 19 reviews for test, but 20 are published"):
             prepare("imdb", source, tmp_path / "out", {"train": 20, "test": 20})
         assert not (tmp_path / "out").exists()
 

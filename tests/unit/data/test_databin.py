@@ -99,7 +99,7 @@ def test_data_bin_with_two_pairs_requires_languages(tmp_path: Path) -> None:
     assert DataBin(directory, source_lang="fr").target_lang == "en"
 
 
-def test_missing_files_suggest_similar_names(en_de: Path) -> None:
+def test_error_for_a_missing_file_suggests_similar_names(en_de: Path) -> None:
     for action, near in [
         (lambda: DataBin(en_de.parent / "bim"), "Did you mean 'bin'"),
         (lambda: DataBin(en_de, source_lang="fr"), "en-de"),

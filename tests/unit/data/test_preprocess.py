@@ -283,7 +283,7 @@ class TestTextAndTokens:
         assert f"{counted.bytes} bytes can be decoded" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
-    def test_lossless_tokens_report_no_loss(self, tmp_path: Path, tokens: Any) -> None:
+    def test_report_of_lossless_tokens_omits_the_kept_share(self, tmp_path: Path, tokens: Any) -> None:
         (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
         config = PreprocessConfig(
             tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1

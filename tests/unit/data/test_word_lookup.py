@@ -53,7 +53,7 @@ def test_words_with_equal_prefixes_are_distinguished() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
-def test_every_word_of_a_large_table_is_found(count: int) -> None:
+def test_large_word_table_finds_every_word(count: int) -> None:
     words = [str(number * 7919).encode() for number in range(count)]
     table = WordTable(words, range(count), missing=-1)
     values, starts, ends = table.find(b" ".join([*words, b"none"]) + b"\n")

@@ -1,4 +1,4 @@
-"""The outputs and gradients of the fast form of every operation equal those of its naive form.
+"""The fast form and the naive form of every operation give equal outputs and gradients.
 
 The sizes cover every path: one chunk and several chunks, an incomplete last chunk, all heads at once and in groups.
 """
