@@ -183,7 +183,7 @@ def _interrupt(number: int, _: Any) -> None:
 
 @contextlib.contextmanager
 def handling_sigterm(handler: Any) -> Iterator[None]:
-    """Sets the handler of SIGTERM inside the block, in the main thread; other threads may not set handlers.
+    """Context manager that sets the handler of SIGTERM in the main thread. Other threads cannot set handlers.
 
     `signal.SIG_DFL` ends the process at once, even inside an operator. It is for code that writes no files.
     """

@@ -42,7 +42,7 @@ def read_labels(directory: Path, split: str, *, items: int, classes: int) -> npt
     try:
         label_N: npt.NDArray[np.int32] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
-        raise UserError(f"{path} is not an array of labels.", "Make the data-bin again.") from None
+        raise UserError(f"{path} is not a valid array of labels.", "Make the data-bin again.") from None
     problem = ""
     if label_N.ndim != 1 or label_N.dtype.kind not in "iu":
         problem = f"{path} must be a 1-dimensional array of integers, but has {label_N.ndim} axes of {label_N.dtype}."

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and the wording of counts.
+"""Errors that a user can fix, and counts with their nouns.
 
 Any other exception is a bug in seqtk and keeps its traceback.
 """
