@@ -83,10 +83,11 @@ class ReformerAttention(HeadedAttention):
         length = x_BTD.shape[1]
         pad_BT = padding_or_zeros(x_BTD, pad_BS)
         query_BTD, value_BTD = self._project(x_BTD)
-        redraws = self.training and self.config.redraw
-        bucket_BHRT = self._buckets(
-            self.split(query_BTD), torch.randn_like(self.rotations) if redraws else self.rotations
-        )
+        rotations = self.rotations
+        if self.training and self.config.redraw:
+            # torch.compile would merge several calls of randn_like with the same tensor into one.
+            rotations = torch.randn(rotations.shape, dtype=rotations.dtype, device=rotations.device)
+        bucket_BHRT = self._buckets(self.split(query_BTD), rotations)
         # Padding has a separate last bucket, so it never comes before a real position.
         bucket_BHRT = torch.where(pad_BT[:, None, None], self.config.buckets, bucket_BHRT)
         chunk = min(self.config.chunk, length)

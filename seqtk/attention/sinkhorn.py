@@ -101,7 +101,9 @@ class SinkhornAttention(HeadedAttention):
         sums_BND = in_blocks(x_BTD.to(self.sort.weight.dtype), block).sum(2)
         logits_BNHN = self.sort(sums_BND).view(batch, blocks, self.heads, -1)[..., :blocks]
         if self.training and self.config.gumbel:
-            logits_BNHN = logits_BNHN - torch.empty_like(logits_BNHN).exponential_().log()
+            # torch.compile would merge the draws of several calls into one if this used empty_like.
+            noise_BNHN = torch.empty(logits_BNHN.shape, dtype=logits_BNHN.dtype, device=logits_BNHN.device)
+            logits_BNHN = logits_BNHN - noise_BNHN.exponential_().log()
         logits_BHNN = logits_BNHN.transpose(1, 2) / self.config.temperature
         return sinkhorn(logits_BHNN, real_BNC.any(2), iterations=self.config.iterations)
 

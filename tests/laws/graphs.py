@@ -23,7 +23,7 @@ from seqtk.training.parallel import TrainStep
 
 VOCABULARY, CLASSES = 40, 3
 SIZES = {"dim": 16, "ffn_dim": 32, "heads": 2}
-LAYER = {"max_length": 96, "dropout": 0.2}
+LAYER = {"heads": 2, "max_length": 96, "dropout": 0.2}
 """Settings for every layer that has settings of these names."""
 ONE = {"layers": 1}
 ADAPTIVE = {"cutoffs": (10, 20), "input_factor": 2.0, "softmax_factor": 2.0}
@@ -77,7 +77,7 @@ def _rows(lengths: Sequence[int], generator: torch.Generator) -> Tensor:
 def cases() -> Iterator[Case]:
     """Yields every model with every layer, in all roles of the layer that the model has."""
     for kind in attentions:
-        roles, layer = attentions.class_of(attentions.config_type(kind)).roles, _layer(kind)
+        roles, layer = attentions.class_of(attentions.config_type(kind)).roles, {"kind": kind, **layer_settings(kind)}
         encoder = {**ONE, "self_attention": layer} if Role.ENCODER in roles else ONE
         decoder = {
             **ONE,
@@ -98,9 +98,10 @@ def cases() -> Iterator[Case]:
     yield from MORE
 
 
-def _layer(kind: str) -> dict[str, Any]:
+def layer_settings(kind: str) -> dict[str, Any]:
+    """Returns the settings of a layer, with dropout if it has any."""
     known = {each.name for each in dataclasses.fields(attentions.config_type(kind))}
-    return {"kind": kind, **{key: value for key, value in LAYER.items() if key in known}}
+    return {key: value for key, value in LAYER.items() if key in known}
 
 
 MORE = [

@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.laws.graphs import MORE, Case, cases, outcome, with_weight_tensor
+from seqtk.attention import Role, attentions
+from seqtk.config.schema import from_dict
+from tests.laws.graphs import MORE, Case, cases, layer_settings, outcome, with_weight_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = list(cases())
+LAYERS = [
+    (kind, role)
+    for kind in attentions
+    for role in Role
+    if role in attentions.class_of(attentions.config_type(kind)).roles
+]
 
 
 def assert_equals_eager_mode(case: Case) -> None:
@@ -35,6 +44,28 @@ def test_training_step_compiles_into_one_graph(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_layer_trains_in_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize(("kind", "role"), LAYERS, ids=str)
+def test_every_call_in_a_graph_draws_new_numbers(kind: str, role: Role) -> None:
+    """A layer that is called twice with the same input draws the numbers of eager mode, with its default settings."""
+    torch.compiler.reset()
+    sizes = {"dim": 16, "role": role, "memory_dim": 16 if role is Role.CROSS else None}
+    config = from_dict(attentions.config_type(kind), layer_settings(kind))
+    torch.manual_seed(0)
+    layer = attentions.build(config, **sizes).train()
+    x_BTD = torch.randn(2, 70, 16, requires_grad=True)
+
+    def call_twice() -> list[Tensor]:
+        return [layer(x_BTD, x_BTD if role is Role.CROSS else None)[0] for _ in range(2)]
+
+    results = []
+    for form in (call_twice, torch.compile(call_twice, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(1)
+        results.append([*form(), torch.get_rng_state()])
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
 def test_graph_does_not_depend_on_the_number_of_targets() -> None:
