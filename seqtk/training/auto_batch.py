@@ -187,7 +187,10 @@ def available_memory(device: torch.device) -> int | None:
     """Returns the number of bytes that this process can still use on a device, or None if it is unknown."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
+        try:
+            return int(torch.cuda.mem_get_info(device)[0]) + held
+        except RuntimeError:  # as on some AMD GPUs in containers: "HIP error: invalid argument"
+            return None
     limits = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

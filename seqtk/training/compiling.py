@@ -135,6 +135,7 @@ class Compilation:
             vars(block).pop("forward", None)
         name = type(error).__name__
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), name)
+        culprit, place = self._culprit(error)
         if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
             why, fix = "is recompiled for every length", "Set batch.shapes=16"
         elif isinstance(error, torch._dynamo.exc.BackendCompilerFailed) or not isinstance(
@@ -143,20 +144,21 @@ class Compilation:
             self.log().info(f"Warning: compile={mode} is not possible on this machine; training runs eagerly. {reason}")
             return
         else:
-            why, fix = f"cannot be compiled: {reason}", "Set compile=off"
-        message = f"compile={mode}: {self._culprit(error)} {why}."
+            why, fix = f"cannot be compiled{place}: {reason}", "Set compile=off"
+        message = f"compile={mode}: {culprit} {why}."
         if self.is_required:
             raise UserError(message, f"{fix}, or choose a different layer.")
         self.log().info(f"Warning: {message} Training runs eagerly.")
 
-    def _culprit(self, error: Exception) -> str:
-        """Returns the name of the attention layer whose code could not be compiled, or "the model"."""
-        layers = {getsourcefile(type(layer)): layer for _, layer in self.step.model.attention_layers()}
-        for path in reversed(re.findall(r'File "([^"]+)"', str(error))):
-            if path in layers:
-                layer = layers[path]
-                return f"attention '{attentions.name_of(type(layer.config))}' ({layer.slot})"
-        return "the model"
+    def _culprit(self, error: Exception) -> tuple[str, str]:
+        """Returns the attention layers in whose file the compiler failed, and the line; or else ("the model", "")."""
+        for path, line in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
+            layers = [layer for _, layer in self.step.model.attention_layers() if getsourcefile(type(layer)) == path]
+            if layers:
+                names = " or ".join(dict.fromkeys(f"'{attentions.name_of(type(layer.config))}'" for layer in layers))
+                slots = ", ".join(dict.fromkeys(layer.slot for layer in layers))
+                return f"attention {names} ({slots})", f" at {path}:{line}"
+        return "the model", ""
 
     def _announce(self) -> None:
         """Logs that compilation has started."""

@@ -75,6 +75,20 @@ class TestChoice:
         assert auto_batch.available_memory(torch.device("meta")) is None
         assert (auto_batch.available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 
+    def test_available_memory_of_a_gpu_that_does_not_report_it_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(device: torch.device) -> None:
+            raise RuntimeError("HIP error: invalid argument")
+
+        monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+        assert auto_batch.available_memory(torch.device("cuda")) is None
+
+    def test_device_without_memory_figures_is_refused(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(auto_batch, "available_memory", lambda device: None)
+        with pytest.raises(UserError, match=r"free memory(.|\n)*Set batch\.max_tokens"):
+            trainer(tiny_corpus, tmp_path, batch__max_tokens="auto")
+
 
 class TestRun:
     def test_auto_and_explicit_values_give_equal_losses(self, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class TestBadInput:
         self, tiny_corpus: Path, tmp_path: Path, unreadable: str
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="step", model__attention={"kind": unreadable}, **STATIC)
-        with pytest.raises(UserError, match=f"compile=step.*{unreadable}") as refused:
+        with pytest.raises(UserError, match=f"compile=step.*{unreadable}.*encoder.*decoder.*{__file__}:") as refused:
             make_updates(run, 1)
         assert len(str(refused.value).splitlines()) <= 3
 
