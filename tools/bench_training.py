@@ -1,6 +1,7 @@
 """Measures the speed of training, relative to a plain torch loop and, with --against, to another checkout.
 
     python tools/bench_training.py [--against CHECKOUT] [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
+    python tools/bench_training.py --processes N [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
 
 The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
 tokens, 4,096 tokens a batch. `ours` is `Trainer.update` with everything on; reading and collating each batch is timed.
@@ -11,6 +12,10 @@ Each trains in a separate process, because the memory allocator is set for a who
 update of the same batch each, so that other load on the machine slows all of them. First, `ours` and `plain` train a
 few updates from the same weights without dropout, and their losses are compared. Without --data a corpus is generated:
 its sentences are as long as Multi30k's, with words by Zipf's law.
+
+With --processes N, `ddp` is `ours` in N processes under parallel=ddp, and is compared with `ours` in one process. Both
+use the same number of threads in all, and train on the same N batches in each update. Run it on an idle machine: if
+other jobs use the cores, the threads of one process wait for each other many times longer than they compute.
 
 B batch, S source length, T target length, D width, H heads, V vocabulary.
 """
@@ -59,16 +64,20 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, with its own .venv, to compare with")
     parser.add_argument("--bf16", action="store_true", help="also measure bf16 autocast, on a CPU that supports it")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="compare one process with this number under ddp")
     parser.add_argument("--updates", type=int, default=8, help="updates timed in each round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with new processes")
     parser.add_argument("--checked", type=int, default=5, help="updates whose losses are compared")
-    parser.add_argument("--worker", choices=["ours", "plain", "losses"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["ours", "ddp", "plain", "losses"], help=argparse.SUPPRESS)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         torch.set_num_threads(arguments.threads)
-        {"ours": _serve_ours, "plain": _serve_plain, "losses": _losses}[arguments.worker](arguments)
+        serving = {"ours": _serve_ours, "ddp": _serve_ours, "plain": _serve_plain, "losses": _losses}
+        serving[arguments.worker](arguments)
         return
+    if arguments.threads % arguments.processes or (arguments.processes > 1 and arguments.against):
+        parser.error("--processes must divide --threads, and excludes --against")
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
         _check_losses(arguments)
@@ -78,6 +87,8 @@ def main() -> None:
         elif arguments.bf16:
             print("bf16 is not measured: this CPU has no units for it (avx512_bf16, amx_bf16) and would emulate it.")
         names = ["plain", "ours", *(["against"] if arguments.against else [])]
+        if arguments.processes > 1:
+            names = ["ours", "ddp"]
         _compare(arguments, [(name, precision) for precision in precisions for name in names])
 
 
@@ -95,8 +106,9 @@ def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> Non
         figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
         print(f"  {name:7} {precision} {figures}")
     print("ratios of the speed on the same batch: median (median of each round)")
-    pairs = [(kind, ("plain", "fp32")) for kind in kinds if kind != ("plain", "fp32")]
+    pairs = [(kind, ("plain", "fp32")) for kind in kinds if kind != ("plain", "fp32") and arguments.processes == 1]
     pairs += [(kind, ("against", kind[1])) for kind in kinds if kind[0] == "ours" and arguments.against]
+    pairs += [(kind, ("ours", kind[1])) for kind in kinds if kind[0] == "ddp"]
     for kind, baseline in pairs:
         ratios = [value / base for value, base in zip(rates[kind], rates[baseline], strict=True)]
         rounds = [f"{statistics.median(part):.2f}" for part in _parts(ratios, arguments.updates)]
@@ -114,8 +126,13 @@ def _worker(arguments: argparse.Namespace, name: str, *, precision: str) -> Work
     if name == "against":
         name, other = "ours", arguments.against.absolute()
         python, script = str(other / ".venv/bin/python"), other / "tools/bench_training.py"
+    processes = arguments.processes if name == "ddp" else 1
     command = [python, str(script), "--worker", name, "--precision", precision]
-    return Worker([*command, *(f"--{key}={getattr(arguments, key)}" for key in ("data", "threads", "checked"))])
+    command += [f"--{key}={getattr(arguments, key)}" for key in ("data", "checked")]
+    command.append(f"--threads={arguments.threads // processes}")
+    if name == "ours" and arguments.processes > 1:
+        command.append(f"--processes={arguments.processes}")
+    return Worker(command, processes=processes)
 
 
 def _check_losses(arguments: argparse.Namespace) -> None:
@@ -132,7 +149,7 @@ def _check_losses(arguments: argparse.Namespace) -> None:
 # --- ours ---
 
 
-def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
+def _trainer(arguments: argparse.Namespace, *, dropout: float, update_freq: int = 1) -> Trainer:
     keep_freed_memory()
     tree = {
         "device": "cpu",
@@ -140,6 +157,7 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
         "save_dir": str(arguments.data / "no-run"),  # nothing is saved
         "validation": {"split": "train"},  # nothing is validated
         "max_updates": 1_000_000,
+        "update_freq": update_freq,
         "clip_norm": CLIP_NORM,
         "batch": {"max_tokens": 4096},
         "task": {"data": str(arguments.data)},
@@ -155,20 +173,26 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
 
 
 def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
-    """Returns the batches of the first epoch in training order."""
-    order = epoch_batches(trainer.train_set.sizes_ND, trainer.config.batch, seed=1, epoch=1)
-    plan = updates(order, position=Position())
-    return (loaded[0] for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
+    """Returns the batches of the first epoch in training order, for one process and update_freq=1."""
+    return (batch for (batch,) in _updates(trainer))
+
+
+def _updates(trainer: Trainer) -> Iterator[list[TranslationBatch]]:
+    """Returns the micro-batches of each update of the first epoch in this process, in training order."""
+    config, engine = trainer.config, trainer.engine
+    order = epoch_batches(trainer.train_set.sizes_ND, config.batch, seed=1, epoch=1)
+    plan = updates(order, position=Position(), world=engine.size, rank=engine.rank, update_freq=config.update_freq)
+    return (loaded for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
 
 
 def _serve_ours(arguments: argparse.Namespace) -> None:
-    trainer = _trainer(arguments, dropout=0.1)
-    batches = _batches(trainer)
+    trainer = _trainer(arguments, dropout=0.1, update_freq=arguments.processes)
+    its_updates = _updates(trainer)
 
     def update() -> float:
-        batch = next(batches)
-        trainer.update([batch])
-        return batch.weight
+        micro_batches = next(its_updates)
+        trainer.update(micro_batches)
+        return sum(batch.weight for batch in micro_batches)
 
     serve(update, warm_up=WARM_UP)
 

@@ -4,6 +4,8 @@ import ctypes
 import dataclasses
 import json
 import multiprocessing
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -119,31 +121,51 @@ def has_bf16() -> bool:
 
 
 class Worker:
-    """A process that prints one value when it is ready, and one value for each line that it reads."""
+    """Processes that work together. Each prints one value when it is ready, and one value for each line that it reads.
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = self._answer()
+    Args:
+        command: The command that each process runs.
+        processes: The number of processes. Several get the environment variables of torchrun.
+    """
+
+    def __init__(self, command: Sequence[str], *, processes: int = 1) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        worlds: list[dict[str, str]] = [{}] if processes == 1 else _worlds(processes)
+        self._processes = [subprocess.Popen(command, env={**os.environ, **world}, **pipes) for world in worlds]
+        self.ready = self._answers()[0]
 
     def __call__(self) -> float:
-        """Requests one value."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._answer())
+        """Requests one value of each process. Returns their sum."""
+        for process in self._processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return sum(self._answers())
 
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"A worker process ended early, with exit code {self._process.wait()}.")
-        return json.loads(line)
+    def _answers(self) -> list[Any]:
+        lines = [process.stdout.readline() for process in self._processes]
+        for line, process in zip(lines, self._processes, strict=True):
+            if not line:
+                raise SystemExit(f"A worker process ended early, with exit code {process.wait()}.")
+        return [json.loads(line) for line in lines]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        for process in self._processes:
+            process.stdin.close()
+        for process in self._processes:
+            process.wait()
+
+
+def _worlds(processes: int) -> list[dict[str, str]]:
+    """Returns the environment variables with which torchrun would start each of several processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    worlds = [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in range(processes)]
+    return [{name: str(value) for name, value in world.items()} for world in worlds]
 
 
 def serve(update: Callable[[], float], *, warm_up: int) -> None:
