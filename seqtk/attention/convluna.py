@@ -1,7 +1,7 @@
 """ConvLuna: Luna with a filter before the slots and learned temperatures (Yorsh et al. 2024, arXiv 2404.00798).
 
 B batch, T query length, S length of the context, D width of the layer, H heads, E = D / H, P memory slots, N windows,
-K positions a window.
+K positions in a window.
 """
 
 import math

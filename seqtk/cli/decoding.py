@@ -46,7 +46,7 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
     """Raises UserError if nbest is more than 1 and the format has one line per sentence."""
     if config.format == "text" and config.nbest > 1 and not pipeline.free_text:
         raise UserError(
-            f"nbest={config.nbest}: format=text writes one line for each sentence.",
+            f"nbest={config.nbest} is not possible with format=text, which writes one output per sentence.",
             "Set format=json or format=fairseq.",
         )
 

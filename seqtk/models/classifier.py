@@ -71,7 +71,7 @@ class TransformerClassifier(Model):
         dim = config.encoder.dim or config.dim
         tokens: nn.Embedding | ValueEmbedding
         if config.input == "values" and values is None:
-            raise UserError("model.input=values: the tokens of this task are not numbers.", "Set model.input=tokens.")
+            raise UserError("model.input=values requires numbers, but this task has tokens.", "Set model.input=tokens.")
         if values is None:
             tokens = token_embedding(vocabulary, dim)
         else:

@@ -300,7 +300,7 @@ class TrainConfig:
     def _check_auto(self) -> None:
         if self.batch.tokens_per_update is not None and not self.auto_keys:
             raise UserError(
-                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect without a setting that is auto.",
+                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect: no setting is auto.",
                 "Set batch.max_tokens=auto or update_freq=auto, or batch.tokens_per_update=null.",
             )
         if self.auto_keys and self.batch.streams is not None:

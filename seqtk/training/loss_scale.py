@@ -43,7 +43,7 @@ class LossScale:
         return loss & ~gradient & (self.scale > SMALLEST)
 
     def update(self, *, made: Tensor, overflow: Tensor) -> None:
-        """Adapts the scale after an update that was `made` or had an overflow. After a failure, changes nothing."""
+        """Adapts the scale after an update that was `made` or had an overflow. Any other failure changes nothing."""
         scale, updates = self.values.unbind()
         updates = updates + made
         grows = updates >= GROWTH_EVERY

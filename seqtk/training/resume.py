@@ -142,7 +142,7 @@ def check_resumable(
                 "Restore the data to resume, or set a different save_dir to start a new run.",
             )
         key = "task.mix" if config.task.mix else "task.data"
-        raise UserError(f"{source} was trained on different data from {data}: {how}.", f"Set {key} {same}")
+        raise UserError(f"{source} was trained on data that differ from {data}: {how}.", f"Set {key} {same}")
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
 

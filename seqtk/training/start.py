@@ -235,7 +235,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
             )
     if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
-            f"reset= keeps 'data', but {source} was trained on different data from {format_list(data_of(config))}.",
+            f"reset= keeps 'data', but {source} was trained on data that differ from {format_list(data_of(config))}.",
             "Add data to reset.",
         )
     if "best" in kept and saved.state.metric != state.metric:

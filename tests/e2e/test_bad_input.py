@@ -151,7 +151,7 @@ CASES = [
     ("train", f"{SMALL} task.data={{here}} task.source_lang=en task.target_lang=de", "{here} is not a data-bin"),
     ("train", f"{SMALL} init_from={{here}}/modle.safetensors", "init_from={here}|'model.safetensors'"),
     ("train", f"{SMALL} init_from={{here}}/model.safetensors model.dim=24", "init_from={here}|model.dim"),
-    ("train", f"{SMALL} init_from={{here}}/model.safetensors reset=[data]", "init_from={here}|weights only"),
+    ("train", f"{SMALL} init_from={{here}}/model.safetensors reset=[data]", "init_from={here}|only weights"),
     ("train", f"{SMALL} init_from={{here}}/run reset=[] seed=2", "reset|seed"),
     ("train", f"{SMALL} init_from={{here}}/run reset=[weights]", "reset|optimizer, schedule, data, best"),
     ("train", f"{SMALL} reset=[data]", "reset|init_from"),

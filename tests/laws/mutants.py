@@ -148,7 +148,7 @@ SOURCE_MUTANTS = [
         "reformer-encoder-long-sums_stay_in_float32",
     ),
     SourceMutant(
-        "Layers with dropout recompute heads in backward, with another mask",
+        "Layers with dropout recompute heads in backward, with a different mask",
         "seqtk.attention.headwise:HeadwiseAttention.is_random.fget",
         "self.active_dropout > 0",
         "self.active_dropout > 1",

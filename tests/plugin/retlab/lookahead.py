@@ -18,7 +18,7 @@ class LookaheadConfig(OptimizerConfig):
 
     inner: OptimizerConfig = AdamConfig()
     steps: int = setting(5, at_least=1, help="Updates of the inner optimizer for each one of the slow weights.")
-    alpha: float = setting(0.5, above=0, at_most=1, help="How far the slow weights move toward the fast ones.")
+    alpha: float = setting(0.5, above=0, at_most=1, help="How far the slow weights move toward the fast weights.")
 
 
 @optimizers.register("lookahead", LookaheadConfig)

@@ -95,7 +95,7 @@ def test_missing_path_suggests_a_similar_path(tmp_path: Path) -> None:
 
 def test_nearest_suggests_nothing_among_many_names() -> None:
     assert nearest("Circle", ["circle"]) == "Did you mean 'circle'?"
-    assert nearest("x", []) == "There is none to choose from."
+    assert nearest("x", []) == "No names are known."
     assert nearest("qqqq", (f"name_{index}" for index in range(1000))) == ""
 
 

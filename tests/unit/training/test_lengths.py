@@ -50,7 +50,7 @@ def test_validation_set_named_training_hides_no_error(tiny_corpus: Path, tmp_pat
         with IndexedWriter(corpus / f"short.en-de.{lang}", vocabulary_size=300) as writer:
             writer.append([5, 2])
     changes = {"validation__split": "training", "validation__sets": [{"split": "short", "name": "training"}]}
-    with pytest.raises(UserError, match="training examples exceed"):
+    with pytest.raises(UserError, match="training examples too long"):
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 

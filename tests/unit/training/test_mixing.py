@@ -131,10 +131,12 @@ class TestRefused:
         shutil.copytree(other, moved)
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, moved), max_updates=9).fit()
         shutil.copytree(tiny_corpus, swapped)
-        with pytest.raises(UserError, match=rf"on different data from {tiny_corpus}, {swapped}: (.|\n)*Set task\.mix"):
+        with pytest.raises(
+            UserError, match=rf"on data that differ from {tiny_corpus}, {swapped}: (.|\n)*Set task\.mix"
+        ):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, swapped))
         start = {"init_from": str(tmp_path / "run"), "reset": ["optimizer", "schedule", "best"]}
-        with pytest.raises(UserError, match=rf"on different data from {tiny_corpus}, {swapped}"):
+        with pytest.raises(UserError, match=rf"on data that differ from {tiny_corpus}, {swapped}"):
             trainer(tiny_corpus, tmp_path / "new", task__mix=mix(tiny_corpus, swapped), **start)
         shutil.rmtree(moved)
         shutil.copytree(tiny_corpus, moved)

@@ -114,7 +114,7 @@ class TestPendingValidation:
             assert first.fit().signal == signal.SIGTERM
             printed = capfd.readouterr().err
             assert f"Stopping after update {update};" in printed
-            assert "resumes there, starting with its validation." in printed
+            assert "resumes the run, starting with its validation." in printed
         assert first.state.update == update
         assert first.checkpoints.latest() == tmp_path / "parts" / f"update_{update:08d}"
         assert [at for at, _ in losses(tmp_path / "parts", "valid")] == list(range(4, update, 4))
@@ -318,7 +318,7 @@ class TestCorpus:
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         for path in other.glob("valid.*"):
             shutil.copy(path, other / path.name.replace("valid", "train"))
-        with pytest.raises(UserError, match=r"other than .*other: 300 examples (.|\n)*task\.data"):
+        with pytest.raises(UserError, match=r"data that differ from .*other: 300 examples (.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
 
     def test_fingerprint_depends_on_counts_and_lengths(self) -> None:
@@ -356,7 +356,7 @@ class TestCorpus:
         (path,) = other.glob("train*.de.bin")
         content = path.read_bytes()
         path.write_bytes(content[2:4] + content[:2] + content[4:])  # the first two tokens
-        with pytest.raises(UserError, match=r"other than .*other: 300 examples in both(.|\n)*task\.data"):
+        with pytest.raises(UserError, match=r"data that differ from .*other: 300 examples in both(.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
 
 
