@@ -94,7 +94,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: p
     main(["--help", "batch.max_tokens=5"])
     assert not seen
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:2] == ["seqtk-toy: Remembers its config.", ""]
+    assert lines[:2] == ["seqtk-toy: Stores its config.", ""]
     assert {
         "For this test only.",
         "Usage: seqtk-toy [recipe=NAME|FILE.yaml] [key=value ...]",

@@ -278,7 +278,7 @@ def translation(source: int, target: int, *, share: str) -> Model:
 
 
 def tables_of(model: Model, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the tables of source, target and head. `tensors` holds a shared one under its first name."""
+    """Returns the tables of source, target and head. `tensors` has a shared table once, under its first name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     own = dict(model.named_parameters(remove_duplicate=False))
     tables = ("source_embedding.tokens.weight", "target_embedding.tokens.weight", "head.weight")
