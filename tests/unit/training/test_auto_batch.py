@@ -75,7 +75,7 @@ class TestChoice:
         assert auto_batch.available_memory(torch.device("meta")) is None
         assert (auto_batch.available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 
-    def test_available_memory_of_a_gpu_that_does_not_report_it_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_of_a_gpu_without_figures_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(device: torch.device) -> None:
             raise RuntimeError("HIP error: invalid argument")
 
