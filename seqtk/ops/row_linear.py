@@ -4,9 +4,9 @@ Where it runs: in pieces for bfloat16 on a CPU, otherwise as one product of torc
 
 torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
 it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
-small translation model had 30 new sizes per update, and the memory of long runs grew by gigabytes. Here the rows are
-split at a multiple of PIECE, and the rest is padded with zeros to a multiple of STEP, so that a run has few sizes. An
-update takes about as long as without pieces.
+small translation model had 30 new sizes per update, and the memory of long runs grew by gigabytes. Here one product
+computes most of the rows, a multiple of `_step`, and another the rest, a few multiples of STEP, so that a run has few
+sizes. The rest is at most a sixteenth of the rows, or 64 rows.
 
 N rows, I inputs, O outputs, P rows of the padded rest.
 """
@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
 
-PIECE, STEP = 512, 64
+STEP = 64
+"""The smallest number of rows of a product."""
 
 
 def naive(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -48,32 +49,38 @@ def row_product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -
 
     Autograd cannot differentiate it. `_RowLinear` defines the gradient.
     """
-    rows = len(x_NI)
-    whole = rows - rows % PIECE
-    y_NO = x_NI.new_empty(rows + -rows % STEP, weight_IO.shape[1])
+    rows, whole = len(x_NI), whole_rows(len(x_NI))
+    if whole == rows:
+        return _product(x_NI, weight_IO, bias_O)
+    rest = -(-(rows - whole) // STEP) * STEP
+    if rest > rows:
+        return _product(_padded(x_NI), weight_IO, bias_O)[:rows]
+    y_NO = x_NI.new_empty(rows, weight_IO.shape[1])
     if whole:
         _product(x_NI[:whole], weight_IO, bias_O, out=y_NO[:whole])
-    if whole < rows:
-        _product(_padded(x_NI[whole:]), weight_IO, bias_O, out=y_NO[whole:])
-    return y_NO[:rows]
+    _product(x_NI[-rest:], weight_IO, bias_O, out=y_NO[-rest:])  # computes some rows again, instead of padding
+    return y_NO
 
 
 @torch.library.custom_op("seqtk::row_outer", mutates_args=())
 def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
     """Returns yᵀ x, the gradient of the weights, in pieces."""
-    rows = len(x_NI)
-    whole = rows - rows % PIECE
-    if whole == rows:
+    whole = whole_rows(len(x_NI))
+    if whole == len(x_NI):
         return y_NO.T @ x_NI
     rest_OI = _padded(y_NO[whole:]).T @ _padded(x_NI[whole:])
     return rest_OI.addmm_(y_NO[:whole].T, x_NI[:whole]) if whole else rest_OI
 
 
-def _product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, *, out: Tensor) -> None:
+def whole_rows(rows: int) -> int:
+    """Returns how many of the rows the first product computes: for N to 2 N rows, at most 16 different numbers."""
+    return rows - rows % max(STEP, 2 ** rows.bit_length() // 32)
+
+
+def _product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, *, out: Tensor | None = None) -> Tensor:
     if bias_O is None:
-        torch.mm(x_NI, weight_IO, out=out)
-    else:
-        torch.addmm(bias_O, x_NI, weight_IO, out=out)
+        return torch.mm(x_NI, weight_IO, out=out)
+    return torch.addmm(bias_O, x_NI, weight_IO, out=out)
 
 
 def _padded(x_NI: Tensor) -> Tensor:
