@@ -33,7 +33,10 @@ def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
     """Returns y_XO, for any dimensions X. In pieces it supports first derivatives only."""
     if naive_mode() or torch.compiler.is_compiling() or not is_in_pieces(weight_OI):
         return naive(x_XI, weight_OI, bias_O)
-    x_NI = x_XI.reshape(-1, x_XI.shape[-1]).to(weight_OI.dtype)
+    x_NI = x_XI.reshape(-1, x_XI.shape[-1])
+    if whole_rows(len(x_NI)) == len(x_NI):
+        return naive(x_XI, weight_OI, bias_O)
+    x_NI = x_NI.to(weight_OI.dtype)
     y_NO: Tensor = _RowLinear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return y_NO.view(*x_XI.shape[:-1], len(weight_OI))
 
@@ -74,7 +77,7 @@ def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 def whole_rows(rows: int) -> int:
     """Returns how many of the rows the first product computes: for N to 2 N rows, at most 16 different numbers."""
-    return rows - rows % max(STEP, 2 ** rows.bit_length() // 32)
+    return rows - rows % max(STEP, (1 << rows.bit_length()) // 32)
 
 
 def _product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, *, out: Tensor | None = None) -> Tensor:
