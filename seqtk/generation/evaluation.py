@@ -24,6 +24,7 @@ from seqtk.generation.beams import NAN_ERROR
 from seqtk.generation.length_limits import longest_target
 from seqtk.models.base import Model, rows_of
 from seqtk.utils.errors import UserError
+from seqtk.utils.memory import trimming
 
 SUM_CHUNK = 1 << 20
 
@@ -83,7 +84,7 @@ def score_stream(
     unknown = 0
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
     states: list[State] = [None] * len(models)
-    for batch in load_batches(batches, blocks, collate_windows):
+    for batch in trimming(load_batches(batches, blocks, collate_windows)):
         position_N = _stream_positions(blocks, batch)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -28,6 +28,7 @@ from seqtk.models import Model, ModelConfig
 from seqtk.models.base import Side, rows_of
 from seqtk.tasks.report import Report
 from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.memory import trimming
 from seqtk.utils.progress import Reporter
 
 Assets = dict[str, str]
@@ -209,7 +210,7 @@ class Task:
         outputs: list[Output] = []
         targets, state = 0.0, None
         filled = [indices for indices in batches if len(indices)]
-        loaded = load_batches(filled, dataset, self.collate, device=device, workers=workers)
+        loaded = trimming(load_batches(filled, dataset, self.collate, device=device, workers=workers))
         for indices in batches:
             before_each()
             if not len(indices):

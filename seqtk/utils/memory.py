@@ -3,12 +3,15 @@
 import ctypes
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 
 from seqtk.utils.errors import UserError, is_out_of_memory
+
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -28,6 +31,20 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def trimming(batches: Iterable[T], *, every: int = 100) -> Iterator[T]:
+    """Yields the batches, and makes glibc return freed memory to the system after each `every` batches.
+
+    It is for loops that keep a small result of each batch. If such a result lies inside a large freed buffer, the rest
+    of the buffer is too small for the next batch, so glibc requests new memory. Without this, the evaluation of 25,000
+    texts of 1,024 bytes took more than 20 GiB on a CPU.
+    """
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        if number % every == 0 and sys.platform == "linux":
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_gib(device: torch.device) -> float:
