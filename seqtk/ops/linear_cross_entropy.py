@@ -126,7 +126,7 @@ def _losses_and_gradients(
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=_gradient_dtype(weight_VD.dtype)) if need_weight else None
     product_weight = weight if product_dtype == dtype else weight_VD.to(product_dtype)
     size = max(MIN_ROWS, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
-    size -= size % STEP
+    size -= size % STEP if size > STEP else 0
     found: list[list[Tensor]] = []
     for start in range(0, len(features), size):
         chunk = slice(start, start + size)

@@ -163,5 +163,5 @@ def test_dropout_acts_on_kernel_weights() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cross_attention_is_refused(kind: Any) -> None:
-    with pytest.raises(UserError, match="cannot be cross-attention"):
+    with pytest.raises(UserError, match="cannot be used as cross-attention"):
         layer_of(kind, Role.CROSS)

@@ -122,7 +122,7 @@ def test_positions_in_cross_attention_are_refused(positions: Any) -> None:
         ({"positions": "rotary", "heads": 8}, r"attention\.positions=rotary"),
         ({"backend": "flex", "dim": 32, "dropout": 0.1}, r"attention\.backend=flex .* dropout"),
         ({"backend": "flex", "dim": 32, "positions": "t5"}, r"attention\.backend=flex .* attention\.positions=t5"),
-        ({"backend": "flex"}, r"attention\.backend=flex .* 16 wide"),
+        ({"backend": "flex"}, r"attention\.backend=flex .* at least 16"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(options: dict[str, Any], key: str) -> None:
