@@ -17,7 +17,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc on Linux returns memory on request")
-def test_trimming_returns_freed_buffers_between_small_results() -> None:
+def test_freed_buffers_between_results_are_returned() -> None:
     keep_freed_memory()
     before = resident()
     pairs = [(torch.ones(BUFFER // 4), bytes(3000)) for _ in range(BATCHES)]
