@@ -164,8 +164,8 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
-            verb = "has no" if name not in tensors else "has an unknown"
-            raise UserError(f"{source} {verb} '{name}': wrong architecture or incomplete file.")
+            verb = "has no tensor" if name not in tensors else "has an unknown tensor"
+            raise UserError(f"{source} {verb} '{name}': the file is incomplete or of a different architecture.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
                 f"{source} is a different model: '{name}' is {list(tensors[name].shape)} in the file, "

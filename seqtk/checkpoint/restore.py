@@ -143,7 +143,9 @@ def set_optimizer_tensors(
     source: str,
     local: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Sets the optimizer's state. `local(tensor, parameter)` returns this process's part on the right device.
+    """Copies the state in `tensors` into the optimizer.
+
+    `local(tensor, parameter)` returns this process's shard of a full tensor, on the device of the parameter.
 
     Raises:
         UserError: If a tensor belongs to no parameter of the model.

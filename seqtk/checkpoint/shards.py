@@ -76,7 +76,10 @@ _FLAT = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 @contextmanager
 def _without_communication() -> Iterator[None]:
-    """Context manager for calls of DCP with `no_dist=True`: hides its warning, and raises the exception it wraps."""
+    """Context manager for calls of DCP (torch.distributed.checkpoint) with `no_dist=True`.
+
+    Hides the warning that DCP runs in a single process. Replaces a CheckpointException by the exception in it.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         try:

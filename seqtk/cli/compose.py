@@ -107,7 +107,7 @@ def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[li
 
 
 def with_default_save_dir(recipe: Path, config: C) -> C:
-    """Adds the recipe's name to the setting `save_dir`, if the config has this setting. Returns the new config."""
+    """Returns the config with `save_dir` set to `{save_dir}/{name of the recipe}`, if it has this setting."""
     if not hasattr(config, "save_dir"):
         return config
     return schema.update(config, "save_dir", f"{config.save_dir}/{recipe.stem}")

@@ -140,7 +140,7 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
     if pixels is None or len(labels) != len(pixels) // CIFAR_PIXELS or not all(0 <= label <= 9 for label in labels):
         raise UserError(
             f"{name} is not a batch of CIFAR-10: it contains no images with labels.",
-            "For safety, the file is searched, not unpickled. Use cifar-10-binary.tar.gz instead.",
+            "For safety, seqtk does not unpickle files, so it cannot read every format. Use cifar-10-binary.tar.gz.",
         )
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, CIFAR_PIXELS), np.array(labels)
 

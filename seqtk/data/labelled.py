@@ -255,7 +255,8 @@ def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
         raise UserError("joint=false: both texts of a pair must have the same dictionary.", "Remove it.")
     if config.valid_share and (config.train is None or config.valid):
         raise UserError(
-            "valid_share= requires train= and no valid=.", "It moves examples of train= to the split valid."
+            "valid_share= requires train=, and cannot be combined with valid=.",
+            "It moves examples of train= to the split valid.",
         )
 
 

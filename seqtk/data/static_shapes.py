@@ -196,7 +196,7 @@ def _fits(sizes_ND: SizeArray, shape: Shape) -> npt.NDArray[np.bool_]:
 
 
 def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.int16]:
-    """Returns shape_N, the first (smallest) shape into which each example fits."""
+    """Returns shape_N: for each example, the index of the first (smallest) shape into which it fits."""
     shape_N = np.zeros(len(sizes_ND), dtype=np.int16)
     for number in reversed(range(len(shapes))):
         shape_N[_fits(sizes_ND, shapes[number])] = number

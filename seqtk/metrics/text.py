@@ -199,10 +199,10 @@ def check_lengths(systems: Mapping[str, Sequence[str]], *references: Sequence[st
     if not references or not references[0]:
         raise UserError("There are no lines to score.")
     lines = len(references[0])
-    others = {f"references {number}": texts for number, texts in enumerate(references[1:], start=2)}
+    others = {f"reference set {number}": texts for number, texts in enumerate(references[1:], start=2)}
     for name, texts in {**others, **systems}.items():
         if len(texts) != lines:
             raise UserError(
-                f"The numbers of lines differ: {len(texts)} in {name}, {lines} references.",
+                f"The numbers of lines differ: {len(texts)} in {name}, {lines} in the first reference set.",
                 "Each hypothesis needs one reference, in the same order.",
             )

@@ -167,7 +167,9 @@ def exponentials(logit_SD: Tensor, value_SD: Tensor) -> Tensor:
 def accumulate_causal(
     weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: LogSumExpAccumulator | None = None
 ) -> LogSumExpAccumulator:
-    """Returns the sums of each query over the keys up to its position and over the sums `before`; weights are in 0 … 1.
+    """Returns the weighted sums of each query over all keys up to its position. The weights are in 0 … 1.
+
+    `before` are sums over other keys, such as those of earlier blocks. They are added to the result.
 
     The scale is the largest key so far, so no later key influences it. In each round, a matrix product adds the earlier
     half of each 2, 4, 8, … positions to the later half.

@@ -42,7 +42,7 @@ def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
 
 
 def is_in_pieces(weight: Tensor) -> bool:
-    """Returns True if products with this matrix are computed in pieces."""
+    """Returns True if linear maps with this weight matrix are computed in pieces of rows (bfloat16 on a CPU)."""
     return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
 
 
@@ -76,7 +76,7 @@ def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 
 def whole_rows(rows: int) -> int:
-    """Returns how many of the rows the first product computes: for N to 2 N rows, at most 16 different numbers."""
+    """Returns the number of rows in the first product. It has at most 16 values between consecutive powers of 2."""
     return rows - rows % max(STEP, (1 << rows.bit_length()) // 32)
 
 

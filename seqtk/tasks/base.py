@@ -92,7 +92,7 @@ class Task:
 
     @property
     def continuous(self) -> bool:
-        """True if the examples are contiguous, as `batch.streams` requires."""
+        """True if each example starts where the previous one ends, which `batch.streams` requires."""
         return False
 
     def assets(self) -> Assets:

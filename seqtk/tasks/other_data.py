@@ -87,7 +87,7 @@ def other_data(
 
 
 def open_data(task: TextTask, data: str | None) -> None:
-    """Opens data for a command that also has `input=`. None: the training data.
+    """Opens the data set `data`, or the training data if it is None. Errors also suggest setting `input=`.
 
     Raises:
         UserError: If no data are set, or they do not match the model.

@@ -332,7 +332,10 @@ class TrainConfig:
         )
 
     def length_key(self, slot: str) -> str:
-        """Returns the key of `max_length` of the layers at `slot`: the alias `attention.max_length` if possible."""
+        """Returns the key that sets `max_length` of the attention layers with the config key `slot`.
+
+        This is the alias `attention.max_length` if it sets these layers, and `{slot}.max_length` otherwise.
+        """
         try:
             changed = schema.update(self, "attention.max_length", 2**31)
         except UserError:  # some layer that `attention` refers to has no such key

@@ -89,7 +89,7 @@ def test_commands_named_in_recipes_exist(name: str) -> None:
         assert task["made_by"] == f"seqtk-prepare {published[0]}"
 
 
-def test_package_does_not_unpickle_or_evaluate() -> None:
+def test_package_calls_no_pickle_eval_or_exec() -> None:
     """torch.load requires weights_only=True, and np.load allow_pickle=False."""
     safe = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
     for path, tree in TREES.items():

@@ -114,7 +114,10 @@ class Sampler:
     def noun_phrase(
         self, kind: Kind, *, subject: bool = False, plain: bool = False, counted: bool = True
     ) -> NounPhrase:
-        """Draws a noun of this kind with a determiner. A `plain` phrase has no adjective and no indefinite article."""
+        """Draws a noun of the category `kind`, with a determiner or a number, and sometimes an adjective.
+
+        A `plain` phrase has no number, no adjective and no indefinite article.
+        """
         noun = self.weighted(*nouns_of(kind))
         plural = len(noun.english) == 2 and self.chance(0.2)
         draw = self.rng.random()

@@ -436,7 +436,7 @@ def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, I
 
 
 def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> Ints:
-    """Draws a place for each lane, uniformly among all places where a path can start along `direction`.
+    """Draws the pixel where a path along `direction` starts, for each lane: uniform among all pixels with enough room.
 
     First tries `_GUESSES` random pixels per lane. The first free pixel is uniform among all free pixels. For images
     of 128 x 128 pixels, this is 10 times as fast as finding all free pixels, which is done only for lanes without a

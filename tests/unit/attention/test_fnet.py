@@ -18,7 +18,7 @@ def test_fnet_has_no_parameters_and_no_buffers() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [7, 3], [8, 5, 1], [9, 8, 2]])
-def test_each_row_equals_fft2_of_its_real_positions(lengths: list[int]) -> None:
+def test_each_row_equals_fft2_without_its_padding(lengths: list[int]) -> None:
     x_BTD = torch.randn(len(lengths), lengths[0], 8, dtype=torch.float64)
     pad_BT = torch.arange(lengths[0]) >= torch.tensor(lengths)[:, None]
     y_BTD = build(orthonormal=False)(x_BTD, pad_BS=pad_BT)[0]

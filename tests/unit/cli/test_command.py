@@ -178,7 +178,7 @@ class TestMultirun:
         assert [run.name for run in seen] == ["a", "b"]
         assert len({run.save_dir for run in seen}) == 2
 
-    def test_all_runs_are_checked_before_the_first(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_no_run_starts_if_one_has_a_wrong_setting(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         code, error = failure(capsys, "-m", f"save_dir={tmp_path}/runs", "mix=sum,sofmax")
         assert code == 2
         assert "mix=sofmax" in error

@@ -168,7 +168,7 @@ class TestCifar:
         (tmp_path / "in").mkdir()
         for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
             (tmp_path / "in" / name).write_bytes(pickle.dumps(print))
-        with pytest.raises(UserError, match="not unpickled"):
+        with pytest.raises(UserError, match="not unpickle"):
             prepare("lra_image", tmp_path / "in", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

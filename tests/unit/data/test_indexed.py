@@ -110,7 +110,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         IndexedDataset(prefix)
 
 
-def test_older_format_with_ids_plus_one_is_read(tmp_path: Path) -> None:
+def test_reader_subtracts_one_from_ids_in_old_format(tmp_path: Path) -> None:
     sizes = [len(item) for item in ITEMS]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     header = struct.pack("<8sQQQQQ", b"TNTIDX\0\0", 1, 4, 4, len(ITEMS), len(ITEMS))

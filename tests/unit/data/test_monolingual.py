@@ -149,7 +149,7 @@ def test_errors_have_at_most_three_lines(text: Path, changes: dict[str, Any], co
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_characters_and_token_names_round_trip(line: str) -> None:
+def test_token_names_convert_back_to_the_text(line: str) -> None:
     assert names_to_bytes(bytes_to_names(line)) == line
     names = characters_to_names(line)
     assert names_to_characters(names) == line

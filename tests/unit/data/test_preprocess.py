@@ -68,7 +68,7 @@ def test_raw_text_gives_a_complete_data_bin(text: Path, joint: bool, model_type:
     assert len(list((text / "bin").glob("sentencepiece*.model"))) == (1 if joint else 2)
 
 
-def test_dictionary_counts_equal_the_training_text(text: Path) -> None:
+def test_dictionary_has_token_counts_of_train_split(text: Path) -> None:
     preprocess(_config(text))
     data = DataBin(text / "bin")
     items = [data.split("train", lang)[i] for lang in ("en", "de") for i in range(len(data.split("train", lang)))]

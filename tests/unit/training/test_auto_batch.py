@@ -75,14 +75,14 @@ class TestChoice:
         assert auto_batch.available_memory(torch.device("meta")) is None
         assert (auto_batch.available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 
-    def test_memory_of_a_gpu_without_figures_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_free_memory_is_none_if_the_query_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(device: torch.device) -> None:
             raise RuntimeError("HIP error: invalid argument")
 
         monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
         assert auto_batch.available_memory(torch.device("cuda")) is None
 
-    def test_device_without_memory_figures_is_refused(
+    def test_device_with_unknown_free_memory_is_refused(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(auto_batch, "available_memory", lambda device: None)

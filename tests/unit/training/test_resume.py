@@ -178,7 +178,7 @@ def write_old_state(folder: Path, *, pending: bool = False) -> None:
 
 class TestArchive:
     @pytest.mark.parametrize("began_at", [0, 2])
-    def test_newer_checkpoints_are_archived(
+    def test_checkpoints_newer_than_latest_are_archived(
         self, tiny_corpus: Path, tmp_path: Path, began_at: int, capsys: pytest.CaptureFixture[str]
     ) -> None:
         kept = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__keep_best": 9, "validation__every": 2}

@@ -90,7 +90,7 @@ class TestThread:
 
 
 class TestCheckpoints:
-    def test_checkpoint_has_the_weights_of_its_update(
+    def test_next_update_does_not_change_a_pending_write(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In this test, each write of a checkpoint waits for the next update."""
