@@ -42,7 +42,7 @@ class ReformerConfig(QKVConfig):
     )
     rounds: int = setting(4, at_least=1, help="Rounds of hashing. More rounds approximate full attention better.")
     redraw: bool = setting(
-        True, help="Draw new hash functions at each update. Evaluation uses those that are saved with the model."
+        True, help="Draw new hash functions in each training pass. Evaluation uses those that are saved with the model."
     )
 
 

@@ -22,7 +22,7 @@ class SinkhornConfig(QKVConfig):
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
     max_length: int = setting(
-        1024, at_least=1, help="Longest input. The sorting network has one output for each block of this length."
+        1024, at_least=1, help="Longest input. The sorting network has one output per block of an input of this length."
     )
     iterations: int = setting(7, at_least=1, help="Normalizations of the sorting matrix, each of columns, then rows.")
     temperature: float = setting(

@@ -31,7 +31,8 @@ class TransformerLMConfig(BlocksConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Maximum number of tokens in a sample, and number of learned positions. Models with a memory ignore it.",
+        help="Maximum number of tokens in a sample, and number of learned positions. Ignored if all layers have a "
+        "memory and positions=none.",
     )
     tie_embeddings: bool = setting(
         True, help="Share the embedding table of input and output (with an adaptive softmax, that of each band)."

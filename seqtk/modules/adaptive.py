@@ -44,7 +44,7 @@ class AdaptiveConfig:
         4.0, at_least=1, help="The same ratio of widths in the output layer. null: one softmax over all words."
     )
     tie_projections: bool = setting(
-        True, help="Share projections between input and output. Requires tie_embeddings=true."
+        True, help="Share projections between input and output. Only with tie_embeddings=true."
     )
     dropout: float = probability(0.0, help="Dropout of the adaptive softmax's input and projections.")
 

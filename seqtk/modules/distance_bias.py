@@ -12,7 +12,7 @@ from torch.nn import functional
 from seqtk.ops.distance_bias import alibi_slopes, bucket_starts, pairwise_bias
 
 BUCKETS, MAX_DISTANCE = 32, 128
-"""T5's number of buckets, and the smallest distance of the last bucket."""
+"""T5's number of buckets, and the distance from which all distances share the last bucket."""
 
 
 class DistanceBias(nn.Module):

@@ -4,12 +4,11 @@ With p = softmax(x Wᵀ) and smoothing ε, the loss of a position is (1 - ε - �
 p_v: the V - 1 other tokens share ε, as in fairseq. Positions that do not count, such as padding, add nothing.
 
 Where it runs: the chunked form runs on every device. The N × V logits and their gradients are the largest tensors of a
-training step. The chunked form holds about CHUNK_LOGITS of them at a time. It computes both gradients in the forward
-pass, so it computes the logits once, not twice as recomputation would. A CPU computes the softmax of a few rows at a
-time, which stay in its cache, and only the positions that count. On other devices, selecting these positions would wait
-for the device to return their number, so the losses of all other positions are multiplied by 0 instead. torch.compile
-treats the operation as a single operator, so that the numbers of chunks and of positions are not constants of the
-compiled code.
+training step. The chunked form holds CHUNK_LOGITS of them at a time. It computes both gradients in the forward pass, so
+it computes the logits once, not twice as recomputation would. A CPU computes only the positions that count. On other
+devices, selecting these positions would wait for the device to return their number, so the losses of all other
+positions are multiplied by 0 instead. torch.compile treats the operation as a single operator, so that the numbers of
+chunks and of positions are not constants of the compiled code.
 
 N positions, D width, V vocabulary, C positions in a chunk.
 """
@@ -24,14 +23,8 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.row_linear import STEP, is_in_pieces, row_outer, row_product
 from seqtk.ops.tensors import to_fp32
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}
-"""The approximate number of logits in memory at a time."""
-
-MIN_ROWS = 512
-"""The smallest number of positions in a chunk. With fewer, the sum of the chunks' gradients of W takes long."""
-
-CACHED_LOGITS = 2**18
-"""The approximate number of logits whose softmax a CPU computes at a time."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""The approximate number of logits in memory at a time: 32 MiB in float32 on a CPU, and as much for probabilities."""
 
 
 def naive(
@@ -125,18 +118,23 @@ def _losses_and_gradients(
     grad_low_ND = torch.empty_like(features, dtype=product_dtype) if need_features else None
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=_gradient_dtype(weight_VD.dtype)) if need_weight else None
     product_weight = weight if product_dtype == dtype else weight_VD.to(product_dtype)
-    size = max(MIN_ROWS, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
+    index_N1, minus_target_11 = (
+        target_N[:, None],
+        torch.full((1, 1), -on_target / share, dtype=sum_dtype, device=features.device),
+    )
+    size = max(1, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
     size -= size % STEP if size > STEP else 0
-    found: list[list[Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(features), size):
         chunk = slice(start, start + size)
-        features_CD = features[chunk]
-        logits_CV = row_product(features_CD, weight.T) if in_pieces else features_CD @ weight.T
-        # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
-        p_CV, *of_chunk = _softmax(logits_CV, target_N[chunk], -on_target / share, product_dtype)
-        found.append(of_chunk)
+        features_CD, index_C1 = features[chunk], index_N1[chunk]
+        logits_CV = (row_product(features_CD, weight.T) if in_pieces else features_CD @ weight.T).to(sum_dtype)
+        p_CV = logits_CV.softmax(dim=1)  # one pass over memory; logsumexp and the operations after it would take six
+        found.append((logits_CV.amax(1, keepdim=True), p_CV.amax(1, keepdim=True), logits_CV.gather(1, index_C1)))
         del logits_CV
-        features_CD = features_CD.to(product_dtype)
+        # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
+        p_CV.scatter_add_(1, index_C1, minus_target_11.expand_as(index_C1))
+        p_CV, features_CD = p_CV.to(product_dtype), features_CD.to(product_dtype)
         if counted_N is not None:
             p_CV *= counted_N[chunk, None]
         if grad_low_ND is not None and in_pieces:
@@ -170,31 +168,6 @@ def _losses_and_gradients(
             0, kept_N, grad_features_ND
         )
     return total, nll, grad_features_ND, grad_weight_VD
-
-
-@torch.library.custom_op("seqtk::softmax_and_target", mutates_args=())
-def _softmax(
-    logits_CV: Tensor, target_C: Tensor, plus_target: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes the softmax p of each row in float32 or wider, on a CPU a few rows at a time.
-
-    Returns:
-        p in `dtype`, with `plus_target` added at the target; and in float32 or wider, each C1: the largest logit, the
-        largest probability, and the logit of the target.
-    """
-    wide = torch.float64 if logits_CV.dtype == torch.float64 else torch.float32
-    plus_11 = torch.full((1, 1), plus_target, dtype=wide, device=logits_CV.device)
-    rows = max(1, CACHED_LOGITS // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
-    result_CV = torch.empty_like(logits_CV, dtype=dtype)
-    found = []
-    for start in range(0, len(logits_CV), rows):
-        part = slice(start, start + rows)
-        logits_RV, index_R1 = logits_CV[part].to(wide), target_C[part, None]
-        p_RV = logits_RV.softmax(1)  # one pass over memory; logsumexp and the operations after it would take six
-        found.append((logits_RV.amax(1, keepdim=True), p_RV.amax(1, keepdim=True), logits_RV.gather(1, index_R1)))
-        result_CV[part] = p_RV.scatter_add_(1, index_R1, plus_11.expand_as(index_R1))
-    largest_C1, largest_p_C1, of_target_C1 = map(torch.cat, zip(*found, strict=True))
-    return result_CV, largest_C1, largest_p_C1, of_target_C1
 
 
 def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,8 +5,8 @@ Where it runs: in pieces for bfloat16 on a CPU, otherwise as one product of torc
 torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
 it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
 small translation model had 30 new sizes per update, and the memory of long runs grew by gigabytes. Here one product
-computes most of the rows, a multiple of `_step`, and another the rest, a few multiples of STEP, so that a run has few
-sizes. The rest is at most a sixteenth of the rows, or 64 rows.
+computes most of the rows (`whole_rows`), and another the rest, a multiple of STEP, so that a run has few sizes. The
+rest is at most a sixteenth of the rows, or 64 rows.
 
 N rows, I inputs, O outputs, P rows of the padded rest.
 """
@@ -33,11 +33,12 @@ def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
     """Returns y_XO, for any dimensions X. In pieces it supports first derivatives only."""
     if naive_mode() or torch.compiler.is_compiling() or not is_in_pieces(weight_OI):
         return naive(x_XI, weight_OI, bias_O)
-    x_NI = x_XI.reshape(-1, x_XI.shape[-1])
+    # Two dimensions, because torch would multiply others as a batch of products with one more size for each length.
+    x_NI = x_XI.reshape(-1, x_XI.shape[-1]).to(weight_OI.dtype)
     if whole_rows(len(x_NI)) == len(x_NI):
-        return naive(x_XI, weight_OI, bias_O)
-    x_NI = x_NI.to(weight_OI.dtype)
-    y_NO: Tensor = _RowLinear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+        y_NO = naive(x_NI, weight_OI, bias_O)
+    else:
+        y_NO = _RowLinear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return y_NO.view(*x_XI.shape[:-1], len(weight_OI))
 
 

@@ -51,7 +51,7 @@ class DDP(Engine):
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         self._heartbeat: Heartbeat | None = None
         if self.size > 1 and not dist.is_initialized():
-            # gloo reduces all values on the host, so that this never waits for a GPU.
+            # gloo reduces all values that are on the host, so that this never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
                 store, prefix = meet(rank=self.rank, size=self.size, timeout=self.timeout)

@@ -15,6 +15,7 @@ from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
+from seqtk.utils.errors import UserError
 
 EMPTY = np.empty(0, dtype=np.int64)
 
@@ -60,11 +61,16 @@ def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
 
 
 def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
-    """Returns name of a validation set → its examples. Raises the errors of `reading_set`."""
+    """Returns name of a validation set → its examples. Raises the errors of `reading_set` and of `Task.dataset`."""
     found: dict[str, Dataset] = {}
     for name in config.validation.named:
-        with reading_set(task, config, name) as split:
-            found[name] = task.dataset(split)
+        try:
+            with reading_set(task, config, name) as split:
+                found[name] = task.dataset(split)
+        except UserError as error:
+            if name != config.validation.split:
+                raise
+            raise UserError(*str(error).splitlines()[:2], "validation.split=null trains without validation.") from error
     return found
 
 

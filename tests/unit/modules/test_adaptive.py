@@ -71,7 +71,6 @@ def test_losses_and_gradients_equal_a_plain_loop(
     monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
 ) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", logits_in_chunk)
-    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     adaptive, (features_BTD, target_BT) = head(sharing), example()
     of = [features_BTD, *adaptive.parameters()]
     losses = adaptive(features_BTD, target_BT)
@@ -168,7 +167,6 @@ def test_padded_targets_are_skipped() -> None:
 @pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
 def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 4096)
-    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)

@@ -33,7 +33,6 @@ def test_chunked_loss_equals_torch_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, positions_in_chunk: int
 ) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", positions_in_chunk * V)
-    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     head, features_BTD, target_BT = example()
     assert int((target_BT != PAD).sum()) == 8
     losses = head(features_BTD, target_BT, label_smoothing=smoothing)
@@ -52,7 +51,6 @@ def test_chunked_loss_equals_torch_cross_entropy(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradients_pass_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 3 * V)
-    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     head, features_BTD, target_BT = example()
 
     def total(features_BTD: Tensor, weight_VD: Tensor) -> Tensor:

@@ -677,7 +677,7 @@ class TestTensors:
 class TestRowLinear:
     """Linear maps in bfloat16 on a CPU, computed in pieces of rows."""
 
-    @pytest.mark.parametrize("rows", [1, 64, 200, 512, 1024, 1301])
+    @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200, 512, 1024, 1301, 2049])
     @pytest.mark.parametrize("bias", [True, False])
     def test_fast_and_naive_forms_agree(self, rows: int, bias: bool) -> None:
         x, weight, b = (torch.randn(*size).bfloat16().requires_grad_() for size in ((rows, 24), (40, 24), (40,)))
@@ -687,7 +687,21 @@ class TestRowLinear:
         pairs = [(found, expected)]
         pairs += zip(*(torch.autograd.grad(y, inputs, factor) for y in (found, expected)), strict=True)
         for a, b in pairs:
-            torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * float(b.detach().abs().max()))
+            torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * float(b.detach().abs().amax() if b.numel() else 0))
+
+    @pytest.mark.parametrize("rows", [63, 64, 65])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_inputs_of_other_types_are_converted(self, rows: int, dtype: torch.dtype) -> None:
+        x, weight = torch.randn(rows, 8, dtype=dtype), torch.randn(5, 8).bfloat16()
+        assert row_linear.row_linear(x, weight).dtype == torch.bfloat16
+
+    def test_transposed_batches_are_multiplied_as_rows(self) -> None:
+        x, weight = torch.randn(16, 8, 8).bfloat16().transpose(0, 1), torch.randn(5, 8).bfloat16()
+        with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
+            row_linear.row_linear(x, weight)
+        names = {event.name for event in profile.events()}
+        assert "aten::mm" in names
+        assert "aten::bmm" not in names
 
     def test_many_lengths_give_few_matrix_shapes(self) -> None:
         """oneDNN caches code for each matrix shape, so that many shapes increase the memory of a run."""

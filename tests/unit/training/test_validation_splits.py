@@ -116,6 +116,10 @@ class TestNames:
         assert not any("split" in line for line in lines if line["kind"] != "valid")
         assert "split valid1" in capsys.readouterr().err
 
+    def test_error_about_a_missing_split_names_the_key(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no split 'absent'(.|\n)*validation\.split=null"):
+            trainer(tiny_corpus, tmp_path, validation__split="absent")
+
     def test_default_split_is_not_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path).fit()
         assert '"split"' not in (tmp_path / "log.jsonl").read_text()

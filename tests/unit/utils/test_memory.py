@@ -1,6 +1,7 @@
 """Memory that loops over batches return to the system."""
 
-import sys
+import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ BATCHES, BUFFER = 60, 2 * 2**20
 
 def resident() -> int:
     """Returns the resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc on Linux returns memory on request")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc returns memory on request.")
 def test_freed_buffers_between_results_are_returned() -> None:
     keep_freed_memory()
     before = resident()
