@@ -27,6 +27,8 @@ if os.fork() == 0:
     os.kill(os.getppid(), signal.SIGCONT)
     os._exit(0)
 time.sleep(8)
+for each in both:
+    each.close()  # threads that still use the store would end the interpreter with an error
 print("alive")
 """
 VANISHED = """
