@@ -80,8 +80,8 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     in a field become spaces. The text of an item of an array is its symbols, separated by spaces.
 
     Raises:
-        UserError: If the file is missing or empty, if it lacks a column of `columns`, or if a class is empty or not in
-        `columns.classes`.
+        UserError: If the file or a column of `columns` is missing, if the file is empty, or if a class is empty or not
+        in `columns.classes`.
     """
     class_of = _class_of(path, columns)
     if is_array_file(path):

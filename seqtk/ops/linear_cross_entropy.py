@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
-from seqtk.ops.row_linear import STEP, is_in_pieces, row_outer, row_product
+from seqtk.ops.row_linear import is_in_pieces, row_outer, row_product, whole_rows
 from seqtk.ops.tensors import to_fp32
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
@@ -123,7 +123,7 @@ def _losses_and_gradients(
         torch.full((1, 1), -on_target / share, dtype=sum_dtype, device=features.device),
     )
     size = max(1, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
-    size -= size % STEP if size > STEP else 0
+    size = whole_rows(size) or size  # so that a whole chunk is one product
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(features), size):
         chunk = slice(start, start + size)

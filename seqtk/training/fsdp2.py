@@ -60,10 +60,9 @@ class FSDP2(DDP):
         if self.size == 1:
             return step
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import (
-            MixedPrecisionPolicy,
-            fully_shard,
-        )  # the import takes 0.5 s, so only this engine makes it
+
+        # Only this engine needs this import, which takes 0.5 s.
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         if self._writers is None:
             self._writers = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
@@ -77,9 +76,8 @@ class FSDP2(DDP):
         check_shared(step, blocks)
         for module in (*blocks, step):
             # The other weights of `step` are tables, whose rows autocast does not round, and the last norms.
-            releases = module is not step and not penalized_layers(
-                module
-            )  # auxiliary losses read weights after the forward pass
+            # Auxiliary losses read the weights of their layers after the forward pass.
+            releases = module is not step and not penalized_layers(module)
             policy = rounded if releases and dtype is not None else precise
             sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=releases, mp_policy=policy)
             sharded.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo does not support averages

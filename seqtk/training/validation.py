@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqtk.data.batch import Dataset
 from seqtk.data.plan import ordered_batches
+from seqtk.data.sources.base import MissingSplitError
 from seqtk.data.streams import stream_rows, stream_slices
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
@@ -67,10 +68,10 @@ def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
         try:
             with reading_set(task, config, name) as split:
                 found[name] = task.dataset(split)
-        except UserError as error:
+        except MissingSplitError as error:
             if name != config.validation.split:
                 raise
-            raise UserError(*str(error).splitlines()[:2], "validation.split=null trains without validation.") from error
+            raise UserError(str(error), "To train without validation, set validation.split=null.") from error
     return found
 
 

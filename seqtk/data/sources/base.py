@@ -24,6 +24,10 @@ class OtherDictionaryError(UserError):
     """Raised if data are encoded with a different dictionary from the model's."""
 
 
+class MissingSplitError(UserError):
+    """Raised if a source has no split with the given name."""
+
+
 sources: Registry["Source"] = Registry("source", SourceConfig)
 
 

@@ -23,7 +23,7 @@ from seqtk.data.indexed import IndexedDataset
 from seqtk.data.joined_items import JoinedItems
 from seqtk.data.labels import read_classes, read_labels
 from seqtk.data.report import TextCount
-from seqtk.data.sources.base import Items, Source, SourceConfig, sources
+from seqtk.data.sources.base import Items, MissingSplitError, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
@@ -214,7 +214,7 @@ class DataBin:
     def _part(self, name: str, lang: str | None) -> IndexedDataset:
         found = self._find(name, lang)
         if found is None:
-            raise UserError(
+            raise MissingSplitError(
                 f"There is no split '{name}'{f' of {lang}' if lang else ''} in {self.directory}.",
                 nearest(name, self.splits()),
             )

@@ -18,9 +18,8 @@ from seqtk.data.labelled_text import (
     place_of,
     read_labelled,
 )
-from seqtk.data.sources.base import SourceConfig, sources
+from seqtk.data.sources.base import MissingSplitError, SourceConfig, sources
 from seqtk.data.sources.text import TextSource
-from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import near_path
 
 
@@ -69,7 +68,7 @@ class LabelledSource(TextSource):
             return self.name
         found = [folder / f"{split}{ending}" for ending in ENDINGS if (folder / f"{split}{ending}").is_file()]
         if not found:
-            raise UserError(
+            raise MissingSplitError(
                 f"There is no split '{split}' in {folder}: there is no {split}.tsv, {split}.csv, {split}.jsonl, …",
                 *near_path(folder / f"{split}.tsv"),
             )
