@@ -8,12 +8,12 @@ Compiled code is cached on disk, so that later runs of the same model start fast
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
-from inspect import getsourcefile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +153,7 @@ class Compilation:
     def _culprit(self, error: Exception) -> tuple[str, str]:
         """Returns the attention layers in whose file the compiler failed, and the line; or else ("the model", "")."""
         for path, line in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
-            layers = [layer for _, layer in self.step.model.attention_layers() if getsourcefile(type(layer)) == path]
+            layers = [layer for _, layer in self.step.model.attention_layers() if _file_of(type(layer)) == path]
             if layers:
                 names = " or ".join(dict.fromkeys(f"'{attentions.name_of(type(layer.config))}'" for layer in layers))
                 slots = ", ".join(dict.fromkeys(layer.slot for layer in layers))
@@ -180,6 +180,11 @@ class Compilation:
             unit = "shape" if self.mode == "step" and self.shapes else "graph"
             self.log().info(f"Compiled {how_many(graphs, unit)} in {self._watch.seconds:.0f} s.")
         self.log().status("")
+
+
+def _file_of(layer: type) -> str | None:
+    """Returns the path of the file that defines a class. None for a class that is defined interactively."""
+    return getattr(sys.modules.get(layer.__module__), "__file__", None)
 
 
 def _in_training(block: EncoderBlock | DecoderBlock, compiled: Callable[..., Any]) -> Callable[..., Any]:

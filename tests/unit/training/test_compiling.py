@@ -152,6 +152,14 @@ class TestBadInput:
             make_updates(run, 1)
         assert len(str(refused.value).splitlines()) <= 3
 
+    def test_error_for_a_layer_that_is_not_in_a_file(
+        self, tiny_corpus: Path, tmp_path: Path, unreadable: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Unreadable, "__module__", "a module without a file")
+        run = trainer(tiny_corpus, tmp_path, compile="step", model__attention={"kind": unreadable}, **STATIC)
+        with pytest.raises(UserError, match="compile=step: the model cannot be compiled"):
+            make_updates(run, 1)
+
     def test_compiling_keeps_user_errors_of_the_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="step", model__positions="learned", **STATIC)
         run.model.source_embedding.positions.table = torch.nn.Embedding(2, 16)
