@@ -141,7 +141,8 @@ def _losses_and_gradients(
             grad_low_ND[chunk] = row_product(p_CV, weight)
         elif grad_low_ND is not None:
             torch.mm(p_CV, product_weight, out=grad_low_ND[chunk])
-        if grad_weight_VD is not None and grad_weight_VD.dtype == product_dtype:
+        one_product = not in_pieces or len(p_CV) == whole_rows(len(p_CV))
+        if grad_weight_VD is not None and grad_weight_VD.dtype == product_dtype and one_product:
             grad_weight_VD.addmm_(p_CV.T, features_CD)
         elif grad_weight_VD is not None:
             grad_weight_VD += row_outer(p_CV, features_CD) if in_pieces else p_CV.T @ features_CD
