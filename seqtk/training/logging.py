@@ -9,9 +9,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from torch import Tensor
 from tqdm import tqdm
@@ -143,19 +144,23 @@ class Jsonl(Sink):
     """Writes a line `{"kind": …, "update": …, metric: value, …}` per log interval and validation."""
 
     def start(self, run: RunInfo) -> None:
-        path = run.save_dir / "log.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            write_text(path, "".join(f"{line}\n" for line in path.read_text("utf-8").splitlines() if _kept(line, run)))
-        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
+        self.path = run.save_dir / "log.jsonl"
+        self.file: IO[str] | None = None
+        if self.path.is_file():
+            lines = self.path.read_text("utf-8").splitlines()
+            write_text(self.path, "".join(f"{line}\n" for line in lines if _kept(line, run)))
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         with disk_full_errors(self.path):
+            if self.file is None:  # not in `start`, because the start of a later sink may fail
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = self.path.open("a", encoding="utf-8", buffering=1)
             self.file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
 
     def close(self) -> None:
-        with disk_full_errors(self.path):
-            self.file.close()
+        if self.file is not None:
+            with disk_full_errors(self.path):
+                self.file.close()
 
 
 def _kept(line: str, run: RunInfo) -> bool:
@@ -185,13 +190,16 @@ class TensorBoard(Sink):
     """Writes TensorBoard event files."""
 
     def start(self, run: RunInfo) -> None:
+        threading.excepthook = _ignore_tensorboard
+        self.folder = run.save_dir / "tensorboard"
+        self.purge_step = run.resumed_at + 1 if run.resumed_at else None
+
+    @cached_property
+    def writer(self) -> Any:
+        """The writer of the event file, created with the first entry because the start of a later sink may fail."""
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        threading.excepthook = _ignore_tensorboard
-        purge = run.resumed_at + 1 if run.resumed_at else None
-        self.folder = run.save_dir / "tensorboard"
-        with disk_full_errors(self.folder / "events.out.tfevents"):
-            self.writer: Any = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=30)
+        return SummaryWriter(str(self.folder), purge_step=self.purge_step, flush_secs=30)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         self.scalars(kind, update, {name: value for name, value in values.items() if not isinstance(value, str)})
@@ -210,8 +218,9 @@ class TensorBoard(Sink):
             self.writer.add_histogram(name, values, update)
 
     def close(self) -> None:
-        with disk_full_errors(self.folder / "events.out.tfevents"):
-            self.writer.close()
+        if "writer" in vars(self):
+            with disk_full_errors(self.folder / "events.out.tfevents"):
+                self.writer.close()
 
 
 class Logger:

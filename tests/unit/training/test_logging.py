@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from seqtk.training.logging import Jsonl, JsonlConfig, Logger, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
+from seqtk.training.logging import (
+    Jsonl,
+    JsonlConfig,
+    Logger,
+    Metrics,
+    RunInfo,
+    Sink,
+    SinkConfig,
+    TensorBoardConfig,
+    format_number,
+    sinks,
+)
 from seqtk.utils.errors import UserError
 from tests.e2e.runs import finish
 from tests.unit.training.helpers import trainer
@@ -66,6 +77,13 @@ def test_sinks_are_closed_if_another_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         Logger([CsvConfig(), CsvConfig(name=".")], RunInfo(tmp_path))
     assert (tmp_path / "log.csv").exists()  # written by `close`
+
+
+@pytest.mark.usefixtures("csv_sink")
+def test_sink_that_cannot_start_leaves_no_files(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        Logger([JsonlConfig(), TensorBoardConfig(), CsvConfig(name=".")], RunInfo(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_without_console_sink_prints_nothing(
