@@ -154,7 +154,6 @@ class ClassificationTask(TextTask):
     metrics = ("loss", "nll", "accuracy", "macro_f1", "ece")
     sides: ClassVar[tuple[Side, ...]] = ("source",)
     unit = "examples"
-    pairs: ClassVar[bool] = False
     _limit: int | None = None
     """The model's maximum length of a text. Set when the model is built."""
 

@@ -17,7 +17,6 @@ from seqtk.tasks.base import Task
 from seqtk.tasks.classification import ClassificationTask
 from seqtk.tasks.language_modeling import SampleTask
 from seqtk.tasks.text import TextTask
-from seqtk.tasks.translation import TranslationTask
 from seqtk.utils.errors import UserError, how_many, naming
 from seqtk.utils.text_io import read_lines
 
@@ -75,8 +74,11 @@ def other_data(
                     columns = replace(columns, second="second")
                 task.open(LabelledSource(LabelledSourceConfig(**vars(columns)), data=input))
                 yield "test"
-            elif isinstance(task, TranslationTask) and not references:
-                raise UserError(f"input={input} requires reference translations.", "Set reference=FILE.")
+            elif task.pairs and not references:
+                raise UserError(
+                    f"input={input} requires references, because this task has pairs of texts.",
+                    "Set reference=FILE, with one line for each line of input=.",
+                )
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}
                 sides = parallel_lines([("input", input), *(("reference", path) for path in references[:1])])

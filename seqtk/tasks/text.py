@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from seqtk.data.batch import Dataset
 from seqtk.data.mixing import CorpusConfig, MixedExamples
@@ -17,6 +17,8 @@ from seqtk.utils.errors import UserError
 class TextTask(Task):
     """Base class of tasks on text. They read all data from a source (`task.source`)."""
 
+    pairs: ClassVar[bool] = False
+    """True if each example is a pair of texts, so that the source must have two sides."""
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
@@ -38,6 +40,8 @@ class TextTask(Task):
         if data is not None or self._source is None:
             source = data if isinstance(data, Source) else self._open(data or self.config.data)
             self.connect(source)
+            if self.pairs and source.target_lang is None:
+                raise UserError(f"{source.name} has one text for each example, but this task requires pairs of texts.")
             self._source = source
         return self._source
 

@@ -75,6 +75,7 @@ class TranslationTask(TextTask):
     """Translation of sentences. Each side has a vocabulary and a tokenizer."""
 
     metrics = ("loss", "nll", "ppl", "bleu", "chrf")
+    pairs = True
 
     def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)

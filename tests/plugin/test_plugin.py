@@ -82,6 +82,11 @@ class TestTask:
         printed = command("evaluate", str(questions_run), *files, "device=cpu", "metrics=[accuracy]")
         assert "50 accuracy (%)" in printed
 
+    def test_file_without_references_is_refused(self, questions_run: Path, tmp_path: Path) -> None:
+        (tmp_path / "text").write_text("who is g\n")
+        with pytest.raises(AssertionError, match=r"reference=FILE"):
+            command("evaluate", str(questions_run), f"input={tmp_path}/text", "device=cpu")
+
     def test_long_questions_are_refused(self, train: Train, questions: Path) -> None:
         limit = (
             "task=questions",

@@ -83,6 +83,7 @@ class QuestionsTask(TextTask):
 
     metrics = ("loss", "nll", "accuracy", "f1")
     sides = ("source",)
+    pairs = True
 
     def __init__(self, config: QuestionsConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
