@@ -123,8 +123,13 @@ class Attention(nn.Module):
         """Returns a penalty on the weights that is added to the training loss once per update, or None."""
         return None
 
-    def after_update(self, update: int, generator: torch.Generator) -> None:
-        """The trainer calls this after each update, counted from 1. Layers with random features redraw them here.
+    @property
+    def redraw_every(self) -> int | None:
+        """The interval in updates at which the trainer calls `redraw`. None: never."""
+        return None
+
+    def redraw(self, generator: torch.Generator) -> None:
+        """Draws new random features.
 
         The generator is on the CPU. It gives the same numbers in all processes and after a resume. All layers draw from
         it, one after another.

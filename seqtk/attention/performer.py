@@ -62,10 +62,13 @@ class PerformerAttention(KernelAttention):
         self.feature_count = config.features or max(1, int(self.head_dim * math.log(self.head_dim)))
         self.register_buffer("projection_RE", orthogonal_gaussian(self.feature_count, self.head_dim))
 
-    def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Draws new features every `redraw_every` updates."""
-        if self.config.redraw_every is not None and update % self.config.redraw_every == 0:
-            self.projection_RE.copy_(orthogonal_gaussian(self.feature_count, self.head_dim, generator=generator))
+    @property
+    def redraw_every(self) -> int | None:
+        every: int | None = self.config.redraw_every
+        return every
+
+    def redraw(self, generator: torch.Generator) -> None:
+        self.projection_RE.copy_(orthogonal_gaussian(self.feature_count, self.head_dim, generator=generator))
 
     def key_features(
         self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0

@@ -63,6 +63,19 @@ class StreamState:
         """Stores the state after micro-batch `index`. Micro-batch `index` of the next update starts from it."""
         self.states[index] = state
 
+    def restore(self, states: Sequence[State], *, unless: Tensor) -> None:
+        """Stores the earlier `states` again, unless the boolean tensor `unless` is true.
+
+        The device selects the states, without copying `unless` to the host, if their sizes are the same. They are not
+        in the first updates of an epoch, until memories are full, and at its end, when some streams have ended.
+        """
+        (old, old_tree), (new, new_tree) = tree_flatten(list(states)), tree_flatten(self.states)
+        if old_tree == new_tree and [_size(leaf) for leaf in old] == [_size(leaf) for leaf in new]:
+            kept = [b if b is None else torch.where(unless, b, a) for a, b in zip(old, new, strict=True)]
+            self.states = tree_unflatten(kept, new_tree)
+        elif not bool(unless):
+            self.states = list(states)
+
     def gather(self) -> State:
         """Gathers the state of all rows of all processes, on the CPU. Collective."""
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
@@ -79,6 +92,10 @@ class StreamState:
         device = self.world.device
         on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]
+
+
+def _size(leaf: Tensor | None) -> torch.Size | None:
+    return None if leaf is None else leaf.shape
 
 
 def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:

@@ -156,9 +156,8 @@ class Trainer:
             keep_best=config.checkpoint.keep_best,
         )
         self.writer = Writer(asynchronous=config.checkpoint.asynchronous, report=lambda line: self.log.info(line))
-        layers = [layer for _, layer in self.model.attention_layers()]
-        self._changing_layers = [each for each in layers if type(each).after_update is not Attention.after_update]
-        self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers
+        self._random_layers = [layer for _, layer in self.model.attention_layers() if layer.redraw_every]
+        self._skips_on_device = can_skip(self.optimizer)
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
         """The numbers, from 0, of the most recent consecutive updates that were skipped."""
@@ -209,6 +208,7 @@ class Trainer:
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update), self.writer:
+            self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._planned = self.plan()
             for line in (*banner(self, self._planned), *self.notes):
                 self.log.info(line)
@@ -282,7 +282,7 @@ class Trainer:
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
         """Performs one update. If the loss or gradient is not finite, the state of the run does not change."""
-        step, streams = self.state.update, list(self.streams.states) if self.streams else []
+        step, states = self.state.update, list(self.streams.states) if self.streams else []
         self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
@@ -291,11 +291,10 @@ class Trainer:
             self._step(norm, skip=~made)
         elif bool(made):
             self._step(norm)
-            self._after_update(step)
         else:
-            if self.streams:
-                self.streams.states = streams
             self.interval.has_failed = not bool(overflow)
+        if self.streams:
+            self.streams.restore(states, unless=made)
         if self.loss_scale is not None:
             self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
@@ -304,14 +303,6 @@ class Trainer:
         names, before = ("norm", *stats), self.state.interval
         self.interval.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
         self.speed.end(step + 1)
-
-    def _after_update(self, step: int) -> None:
-        """Calls `after_update` of the layers that override it, with the same random numbers in all processes."""
-        if self._changing_layers:
-            seed = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
-            generator = torch.Generator().manual_seed(int(seed))
-            for layer in self._changing_layers:
-                layer.after_update(step + 1, generator)
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update.
@@ -378,9 +369,12 @@ class Trainer:
         self.stop.agree()
         config = self.config
         events = (config.log.every, config.validation.every or None, config.checkpoint.every)
+        redrawn = [layer for layer in self._random_layers if self.state.update % (layer.redraw_every or 1) == 0]
         has_skipped = False
-        if self.interval.has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
+        if redrawn or self.interval.has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
             has_skipped = self.read_sums()
+        if redrawn and not has_skipped:
+            self._redraw(redrawn)
         if self.streams and self._epoch_ended():
             self.streams.clear()
         self.log.progress(self.state.update)
@@ -394,6 +388,13 @@ class Trainer:
         """Returns True if an action with this interval in updates is due now. None: at the end of each epoch."""
         is_due = self._epoch_ended() if every is None else self.state.update % every == 0
         return is_due or self.config.is_over(self.state)
+
+    def _redraw(self, layers: Sequence[Attention]) -> None:
+        """Draws new random features, with the same random numbers in all processes."""
+        seed = np.random.SeedSequence([self.config.seed, self.state.update - 1, 2**32 - 1]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        for layer in layers:
+            layer.redraw(generator)
 
     def _epoch_ended(self) -> bool:
         return self.state.position.examples == 0

@@ -1,8 +1,11 @@
 """Trainers of tiny runs for the tests of training."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -74,6 +77,30 @@ def text_trainer(data: str, save_dir: Path, *, model: dict[str, Any], batch: dic
     for key, value in changes.items():
         config = schema.update(config, key.replace("__", "."), value)
     return Trainer(config, engine=start_engine(device="cpu"))
+
+
+MODULE = "decoder.blocks.0.feed_forward.expand"
+"""The default module of `spoil`."""
+
+
+def spoil(run: Trainer, *, at: int, how: str = "forward", training: bool = True, module: str = MODULE) -> None:
+    """Makes a module of the run produce NaN in an update or validation, in its forward or backward pass."""
+
+    def is_now() -> bool:
+        return run.state.update == at and run.step.training == training
+
+    def spoilt(output: Tensor) -> Tensor:
+        if how == "forward":
+            return output * math.nan
+        output.register_hook(lambda gradient: gradient * math.nan)
+        return output
+
+    def forward(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not is_now():
+            return output
+        return (spoilt(output[0]), *output[1:]) if isinstance(output, tuple) else spoilt(output)
+
+    run.model.get_submodule(module).register_forward_hook(forward)
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:

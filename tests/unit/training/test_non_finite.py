@@ -13,30 +13,10 @@ from torch import Tensor, nn
 from seqtk.checkpoint.model_file import load_tensors, save_tensors
 from seqtk.cli.train import main
 from seqtk.training.replay import read_replay
-from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import UserError
-from tests.unit.training.helpers import losses, trainer
+from tests.unit.training.helpers import MODULE, losses, spoil, trainer
 
-MODULE = "decoder.blocks.0.feed_forward.expand"
 EXAMPLES = r"examples in the batch: \d+(, \d+)*"
-
-
-def spoil(run: Trainer, *, at: int, how: str = "forward", training: bool = True) -> None:
-    """Makes a module of the run produce NaN in an update or validation, in its forward or backward pass."""
-    module = run.model.get_submodule(MODULE)
-
-    def is_now() -> bool:
-        return run.state.update == at and run.step.training == training
-
-    def forward(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        if not is_now():
-            return output
-        if how == "forward":
-            return output * math.nan
-        output.register_hook(lambda gradient: gradient * math.nan)
-        return output
-
-    module.register_forward_hook(forward)
 
 
 class TestOrigin:

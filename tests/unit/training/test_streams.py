@@ -14,7 +14,8 @@ from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
 from seqtk.utils.errors import UserError
-from tests.unit.training.helpers import byte_corpus, losses, text_trainer, tiny_config
+from tests.unit.training.helpers import byte_corpus, losses, spoil, text_trainer, tiny_config
+from tools.count_host_reads import count_host_reads
 
 MODEL: dict[str, Any] = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -76,6 +77,31 @@ def test_run_resumes_with_a_different_update_freq(memory: str, corpus: str, tmp_
     assert len(parts) == 9
     assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-5)
     assert parts[3][1] == pytest.approx(whole[3][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
+def test_full_memory_needs_no_copies_to_the_host(memory: str, corpus: str, tmp_path: Path) -> None:
+    run = trainer(corpus, tmp_path, memory)
+    batch = run.task.collate([run.train_set[index] for index in stream_rows(len(run.train_set), 6)[1]])
+    run.update([batch])
+    run.update([batch])
+    assert count_host_reads(lambda: run.update([batch])) == 0
+
+
+@pytest.mark.parametrize("at", [0, 3, 6], ids=["without state", "full", "fewer rows"])
+@pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
+def test_skipped_update_does_not_change_the_state(memory: str, at: int, corpus: str, tmp_path: Path) -> None:
+    """The result is the same if the failure is read only at the next log line."""
+    for log_every in (1, 9):
+        folder = tmp_path / str(log_every)
+        changes = {"log__every": log_every, "checkpoint__every": 100, "validation__every": 100}
+        run = trainer(corpus, folder, memory, non_finite="skip", max_updates=8, **changes)
+        name, _ = next(run.model.attention_layers())
+        spoil(run, at=at, module=name)
+        run.fit()
+    one, other = (model_file.read(tmp_path / name / "update_00000008").tensors for name in ("1", "9"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert [update for update, _ in losses(tmp_path / "1")] == [n for n in range(1, 9) if n != at + 1]
 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])

@@ -17,6 +17,8 @@ from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, sums_of, trainer
 from tools.count_host_reads import count_host_reads
 
+PERFORMER: dict[str, Any] = {"model__attention": {"kind": "performer", "redraw_every": 2}}
+
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in tensors_of(run.model).items()}
@@ -58,9 +60,11 @@ class TestUpdate:
         for name, tensor in results[0].items():
             assert torch.allclose(tensor, results[1][name], atol=1e-7), name
 
-    @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag"])
-    def test_update_copies_no_value_to_the_host(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
-        run = trainer(tiny_corpus, tmp_path, clip_norm=0.1, optimizer=optimizer)
+    @pytest.mark.parametrize("changes", [{"optimizer": "adam"}, {"optimizer": "sgd"}, {"optimizer": "nag"}, PERFORMER])
+    def test_update_copies_no_value_to_the_host(
+        self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        run = trainer(tiny_corpus, tmp_path, clip_norm=0.1, **changes)
         batch = batch_of(run, range(8))
         run.update([batch])
         assert count_host_reads(lambda: run.update([batch])) == 0
@@ -80,12 +84,11 @@ class TestUpdate:
 
     def test_random_features_depend_on_the_update_only(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """Features differ between layers and updates. A resumed run has the same features."""
-        performer = {"kind": "performer", "redraw_every": 2}
 
         def projections(folder: str, *stops: int) -> list[list[torch.Tensor]]:
             found = []
             for stop in stops:
-                run = trainer(tiny_corpus, tmp_path / folder, model__attention=performer, max_updates=stop)
+                run = trainer(tiny_corpus, tmp_path / folder, **PERFORMER, max_updates=stop)
                 run.fit()
                 found.append([tensor for name, tensor in run.model.named_buffers() if name.endswith("projection_RE")])
             return found
