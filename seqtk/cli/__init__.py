@@ -1,1 +1,1 @@
-"""The commands. Only this package imports Hydra."""
+"""The command-line programs of seqtk. Only this package imports Hydra."""

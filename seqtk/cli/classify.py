@@ -67,7 +67,7 @@ def main(config: ClassifyConfig) -> None:
 
 
 def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
-    """Loads the classifier, or the ensemble, in `checkpoint`. Raises UserError if a model is not a classifier."""
+    """Loads the classifier, or the ensemble, in `config.checkpoint`. Raises UserError if it is not a classifier."""
     from seqtk.pipelines import ClassificationPipeline
     from seqtk.tasks.masked_lm import MaskedLMTask
 

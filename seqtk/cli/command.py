@@ -31,16 +31,16 @@ def command(
     first: str | None = None,
     check: Callable[[C, Sequence[str]], None] = lambda config, typed: None,
 ) -> Callable[[Callable[[C], None]], Callable[..., None]]:
-    """Decorator: makes a function of a config the entry point `main(argv=None)` of a command.
+    """Decorator that turns a function of a config into the entry point `main(argv=None)` of a command.
 
     Args:
         program: The name of the command.
         config_type: The config dataclass, or a function that imports and returns it, so that an unknown recipe is
             reported before torch is imported.
         recipes: True if the command accepts `recipe=` and `--multirun`, and runs in the processes that srun started.
-        first: The key of a first argument without a key. If the value of this key is a list of texts, it contains all
-            first arguments without a key.
-        check: A function of the config and the keys that were typed. Raises UserError if they are not compatible.
+        first: The key that a first argument without a key sets. If this key accepts a list of texts, it is set to the
+            list of all arguments without a key at the start of the command line.
+        check: A function of the config and of the keys in the arguments. Raises UserError if they are not compatible.
 
     Raises SystemExit with code 2 for an error that the user can fix, 1 for a system error, 130 for Ctrl-C.
     """
@@ -93,7 +93,7 @@ def _read(
     first: str | None,
     about: str,
 ) -> C | None:
-    """Returns the config from the arguments, or None if the arguments only print something (`--help`)."""
+    """Returns the config that the arguments specify, or None if they only print something, such as `--help`."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
@@ -141,7 +141,7 @@ def _read(
 
 
 def _is_positional(argument: str) -> bool:
-    """Returns True if an argument has no key. The path of an existing file has no key, even if it contains `=`."""
+    """Returns True if an argument is a value without a key: it contains no `=`, or is the path of an existing file."""
     return not argument.startswith(("-", "+", "~")) and ("=" not in argument or os.path.lexists(argument[:4096]))
 
 
@@ -154,7 +154,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
             action = "help"
         elif argument in ("-c", "--cfg", "--cfg=job"):
             if argument != "--cfg=job" and next(remaining, None) != "job":
-                raise UserError("--cfg must be job.", "--cfg job prints the whole configuration.")
+                raise UserError("The value of --cfg must be 'job'.", "--cfg job prints the whole configuration.")
             action = "config"
         else:
             rest.append(argument)
@@ -162,7 +162,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
-    """Returns the values of `key` among the arguments, before they are parsed."""
+    """Returns the text after `key=` of each argument that sets `key`."""
     return [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith(f"{key}=")]
 
 
@@ -183,9 +183,10 @@ def _interrupt(number: int, _: Any) -> None:
 
 @contextlib.contextmanager
 def handling_sigterm(handler: Any) -> Iterator[None]:
-    """Context manager that sets the handler of SIGTERM in the main thread. Other threads cannot set handlers.
+    """Context manager that sets the handler of SIGTERM. Has no effect outside the main thread.
 
-    `signal.SIG_DFL` ends the process at once, even inside an operator. It is for code that writes no files.
+    Python sets handlers only in the main thread. With `signal.SIG_DFL`, SIGTERM ends the process at once, even inside
+    an operator of torch. Use it only for code that writes no files.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

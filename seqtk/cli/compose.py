@@ -64,7 +64,7 @@ class Layer:
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Parses each argument by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
+    """Parses each argument with Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
 
     A value that does not follow the grammar (`~/data`, `a=b`, `é`) is text.
     """
@@ -93,7 +93,8 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
 def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
     """Returns (overrides that choose an option of a config group, all other overrides).
 
-    A group is a folder in the recipe's folder or in that of the shipped recipes. An option is a file in the group.
+    A group is a folder in the recipe's folder, or in the folder of the shipped recipes. An option is a file in the
+    group.
     """
     folders = [*([recipe.parent] if recipe else []), recipe_folder()]
 
@@ -114,9 +115,9 @@ def with_default_save_dir(recipe: Path, config: C) -> C:
 
 
 def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
-    """Returns the files of the recipe's defaults list, in the order in which they are applied.
+    """Returns one layer for each file of the recipe's defaults list, in the order in which they are applied.
 
-    An entry of this list names a recipe in the folder of `path`, or a shipped recipe. `groups` choose options of config
+    An entry of the list names a recipe in the folder of `path`, or a shipped recipe. `groups` choose options of config
     groups. A group that is not in the defaults list is appended to it.
     """
     folders = [*([path.parent] if path else []), recipe_folder()]
@@ -164,7 +165,7 @@ def _defaults_error(path: Path | None, error: Exception) -> UserError:
     return UserError(
         f"There is no recipe called '{missing}'.",
         nearest(str(missing), {*recipe_names(), *neighbors}),
-        f"The defaults list of {path}, or of a recipe in this list, or an argument names it.",
+        f"Its name is in the defaults list of {path}, in a recipe of this list, or in an argument.",
     )
 
 
@@ -181,23 +182,26 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
-    """Returns `config` with the layers of a recipe set, then the overrides, in order (kinds before their settings)."""
+    """Returns `config` after setting the values of a recipe's layers, and then the values of the overrides.
+
+    Overrides are applied in order, except that a kind is set before its settings.
+    """
     layers = _without_deleted(layers, [override for override in overrides if override.delete])
     overrides = [override for override in overrides if not override.delete]
-    whole = _whole(layers, overrides)
+    root = _interpolation_root(layers, overrides)
     for layer in layers:
         try:
-            config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), whole))
+            config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), root))
         except UserError as error:
             raise UserError(*str(error).splitlines()[:2], f"The error is in the recipe {layer.path}.") from None
     recipe = config
     for override in _kinds_first(config, overrides):
         config = schema.update(config, override.key, _value(override, config))
-    return _without_other_command(config, recipe)
+    return _without_made_by(config, recipe)
 
 
-def _without_other_command(config: C, recipe: C) -> C:
-    """Removes the recipe's `task.made_by` from the config if `task.data` differs from the recipe's value."""
+def _without_made_by(config: C, recipe: C) -> C:
+    """Removes `task.made_by`, the command that makes the recipe's data, if `task.data` was changed."""
     task, of_recipe = getattr(config, "task", None), getattr(recipe, "task", None)
     if task is None or not task.made_by or task.data == of_recipe.data or task.made_by != of_recipe.made_by:  # type: ignore[union-attr]
         return config
@@ -243,7 +247,7 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
-    """Returns the value of a top-level text key, or None, before the whole config is composed."""
+    """Returns the value that layers or overrides set for a top-level text key, or None. Does not compose the config."""
     values = [layer.tree[key] for layer in layers if key in layer.tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
@@ -253,17 +257,17 @@ def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) ->
     return values[-1] if values else None
 
 
-def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
-    """Returns the tree that gives the values of `${key}`: all layers of a recipe, then the overrides."""
-    whole = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
+def _interpolation_root(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
+    """Returns the tree in which `${key}` is looked up: a recipe's merged layers, updated by the overrides."""
+    root = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
         *parents, leaf = override.key.split(".")
-        node: Any = whole
+        node: Any = root
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(leaf), str | int | float) and override.value is not SWEEP:
             node[leaf] = override.value
-    return whole
+    return root
 
 
 def _interpolated(value: Any, root: Any) -> Any:
@@ -282,9 +286,10 @@ def _interpolated(value: Any, root: Any) -> Any:
 
 
 def _value(override: Override, config: Any) -> Any:
-    """Returns the value of an override for its field. Replaces `${key}` by the current value of that key.
+    """Returns the parsed value of an override, or its text if the field is a string.
 
-    The value of a text field is not parsed, as in 2024_01, 1e5, true, "a, b" and [x].txt.
+    Parsing would change strings such as 2024_01, 1e5, true, "a, b" and [x].txt. `${key}` is replaced by the current
+    value of the key.
     """
     value, text = override.value, override.text
     if not isinstance(value, str | None) and (
@@ -311,7 +316,7 @@ def _value(override: Override, config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """Returns the whole config as YAML. As a recipe, this YAML gives the same config."""
+    """Returns the whole config as YAML. Used as a recipe, the YAML gives an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(schema.to_dict(config))))
 
 

@@ -36,7 +36,7 @@ class DecodeConfig(SearchConfig, LoadConfig):
 
 
 def check_decoding(config: DecodeConfig) -> None:
-    """Raises UserError if settings are invalid for every model. Called before torch is imported."""
+    """Raises UserError if the settings are invalid for all models. Called before torch is imported."""
     # The default of `sampling` depends on the model, so settings that contradict it raise an error after loading.
     (replace(config, sampling=True, beam=None) if config.sampling is None else config).check()
     check_checkpoint(config)
@@ -52,7 +52,7 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 
 def check_no_search(config: SearchConfig) -> None:
-    """Raises UserError if a setting of the search or of its output is set, because the model does not search."""
+    """Raises UserError if `detokenize` or a setting of the search is set. Called for models that do not write text."""
     for field in fields(config):
         of_search = field.name in SearchConfig.__dataclass_fields__ or field.name == "detokenize"
         if of_search and getattr(config, field.name) != field.default:
@@ -60,7 +60,7 @@ def check_no_search(config: SearchConfig) -> None:
 
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
-    """Loads the model, or the ensemble, in `checkpoint`. Raises UserError if a model does not write text."""
+    """Loads the model, or the ensemble, in `config.checkpoint`. Raises UserError if a model does not write text."""
     return as_text_pipeline(load_pipeline(config), config)
 
 

@@ -61,7 +61,8 @@ def main(config: EvalConfig) -> None:
     """Score text with a language model: seqtk-eval-lm checkpoint=PATH [split=test | input=FILE].
 
     Scores every token once. Prints nats and bits per token, perplexity per token and per word, and bits per byte and
-    per character. With a context window, each sample also reads the tokens before it, without scoring them again.
+    per character. With a context window, the model also reads the tokens before each sample, without scoring them
+    again.
     """
     check_checkpoint(config)
     if config.output == "-":

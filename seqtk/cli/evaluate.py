@@ -79,7 +79,7 @@ def main(config: EvaluateConfig) -> None:
         )
     if config.input is None and config.columns != Columns():
         raise UserError(
-            "columns.text=, columns.second= and columns.label= require input=.", "Set input=, or remove them."
+            "columns.text=, columns.second= and columns.label= require input=.", "Set input=, or remove the columns."
         )
     if config.confusion is not None:
         check_picture("confusion", config.confusion)
@@ -116,7 +116,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def plot_confusion(report: "ClassReport", output: str) -> None:
-    """Draws a confusion matrix. A row is a class. Colors are the shares of the predicted classes."""
+    """Plots a confusion matrix. Rows are true classes, columns are predicted classes; colors are fractions of a row."""
     pyplot = load_pyplot("confusion=")
     count_CC, classes = report.confusion_CC, report.classes
     share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)

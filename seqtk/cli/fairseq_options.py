@@ -170,7 +170,10 @@ SLOTS = ("task", "model", "optimizer", "schedule", "criterion")
 
 
 def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:
-    """Returns the error for arguments that are not key=value. It suggests the translated command or the nearest key."""
+    """Returns the error for arguments that do not have the form key=value.
+
+    The error suggests the equivalent command of seqtk, or the most similar key.
+    """
     pairs, positional = _options(arguments)
     unknown = next((argument for argument in arguments if argument.startswith("-")), None)
     problem = (
@@ -208,7 +211,10 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns (options as (name, value) and key=value arguments as ("=", argument), positional arguments)."""
+    """Splits the arguments into (options, positional arguments).
+
+    An option is (name, value). An argument of the form key=value is returned as the option ("=", argument).
+    """
     pairs: list[tuple[str, str]] = []
     positional: list[str] = []
     remaining = list(arguments)
@@ -251,7 +257,7 @@ def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> t
 
 
 def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, str]:
-    """Returns (the setting that corresponds to an option, or None; advice on what to use instead)."""
+    """Returns (`key=value` for an option of fairseq, or None; advice on what to use instead, or "")."""
     if name in CONSTANTS:
         has_key = CONSTANTS[name].partition("=")[0] in known
         return (CONSTANTS[name], "") if has_key else (None, NO_COUNTERPART)
@@ -281,7 +287,7 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
 
 
 def _kind(slot: str, value: str) -> str | None:
-    """Returns the name in a slot's registry that corresponds to fairseq's name."""
+    """Returns the name in a slot's registry that corresponds to fairseq's name, or None."""
     registry = next((known for known in REGISTRIES.values() if known.kind == slot), None)
     if registry is None:
         return None

@@ -58,8 +58,8 @@ def main(config: GenerateConfig) -> None:
     """Translate text, or continue prompts: seqtk-generate checkpoint=PATH [split=test | input=FILE|-] [beam=5 …].
 
     Writes one line for each sentence (format=text), in input order; counts, speed and scores go to standard error.
-    With a language model each line of input is a prompt (default: one empty prompt), which nbest samples continue:
-    seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
+    With a language model, each line of input is a prompt, which is continued nbest times. Without input=, there is one
+    empty prompt: seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
     """
     _check(config)
     from seqtk.pipelines import TranslationPipeline
@@ -96,7 +96,9 @@ def _check(config: GenerateConfig) -> None:
     if config.input is not None and config.data is not None:
         raise UserError("input= and data= are both set.", "Set only one of them: a text file, or a data-bin.")
     if config.input is None and (config.reference is not None or config.prefix is not None):
-        raise UserError("reference= and prefix= require input=.", "A split of a data-bin already has references.")
+        raise UserError(
+            "reference= and prefix= require input=.", "Remove them. A split of a data-bin already has references."
+        )
     if config.prefix is not None and config.prefix_size:
         raise UserError("prefix= and prefix_size= are both set.", "Set only one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):

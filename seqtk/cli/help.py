@@ -15,7 +15,7 @@ from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
 FEW = 6
-"""The choices of a slot with more names than this are listed at the end of the page."""
+"""The maximum number of choices that are listed in the row of a slot. Longer lists are at the end of the page."""
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
@@ -42,7 +42,7 @@ def _end_of_page(registry: Registry[Any]) -> str:
 
 
 def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """Returns (registered name, description with, for an attention layer, its roles)."""
+    """Returns (registered name, description of its config). The roles of an attention layer follow the description."""
     config_type = registry.config_type(name)
     roles = getattr(registry.class_of(config_type), "roles", ())
     about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
@@ -77,7 +77,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _choices(hint: Any) -> Iterator[str]:
-    """Yields the names that a field accepts: those in its registry, or the values of a Literal."""
+    """Yields the names that a field accepts: the names in its registry, or the values of a Literal."""
     if typing.get_origin(hint) is Literal:
         yield from map(str, typing.get_args(hint))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):

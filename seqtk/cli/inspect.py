@@ -85,13 +85,15 @@ def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
 
 
 def _verified(path: str, model: "ModelFile") -> Iterator[str]:
-    """Reads all checkpoints and models of a run, and builds the model. Raises UserError if a file is damaged."""
+    """Reads all checkpoints and models of a run, builds the model, and yields a line for each checkpoint and model.
+
+    Raises UserError if a file is damaged.
+    """
     from pathlib import Path
 
     from seqtk.checkpoint import model_file, trained_model
     from seqtk.checkpoint.model_file import first_bad
     from seqtk.checkpoint.restore import load_checkpoint
-    from seqtk.utils.errors import how_many
 
     damaged = []
     places = [*model_file.checkpoint_folders(Path(path)), *sorted(Path(path).glob("*.safetensors"))]
@@ -116,9 +118,12 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
     model_file.set_tensors(built, model.tensors, source=path)
     bad = first_bad(model.tensors)
     if bad is not None:
-        raise UserError(f"{path}: the weight {bad} is not finite.", "Its training diverged. Use an earlier checkpoint.")
+        raise UserError(f"{path}: the weight {bad} is not finite.", "The training diverged. Use an earlier checkpoint.")
     if damaged:
-        raise UserError(f"{path} has {how_many(len(damaged), 'damaged part')}: {', '.join(p.name for p in damaged)}.")
+        raise UserError(
+            f"{path} contains damaged checkpoints or models: {', '.join(item.name for item in damaged)}.",
+            "Copy them again from an intact source, or remove them.",
+        )
     yield "Verified: all files are complete, all checksums are correct, all weights are finite."
 
 
@@ -151,9 +156,10 @@ def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
 
 
 def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple[str, str, str, str, str]:
-    """Returns the numbers of tensors that are equal, different or in only one model, and the relative difference.
+    """Compares the tensors `names` of two models.
 
-    The relative difference is ‖second - first‖ / ‖first‖ over all tensors that both models have.
+    Returns, as text, how many are equal, different, only in the first model and only in the second model, and
+    ‖second - first‖ / ‖first‖ over the tensors that have the same shape in both models.
     """
     import torch
 
@@ -191,7 +197,7 @@ def _vocabularies(model: "ModelFile") -> dict[str, str]:
 
 
 def _config(model: "ModelFile") -> "TrainConfig | None":
-    """Returns the settings of the run, or None if this version does not know one of them."""
+    """Returns the settings of the run, or None if this version of seqtk does not know one of them."""
     from seqtk.training.resume import saved_config
 
     try:

@@ -104,7 +104,7 @@ def _answered(
 ) -> list[tuple[str, bool]]:
     """Returns the outputs for `lines`. An error in one line is printed, and does not affect other lines.
 
-    `failed` is the format of the empty output for a line with an error. None: such a line has no output.
+    `failed` is the format of the empty output for an invalid line. None: an invalid line has no output.
     """
     try:
         return list(answer(lines, first))

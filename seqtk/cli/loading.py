@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """Settings of loading a model: the model, the device and the precision."""
+    """Settings of a command that loads a model: the model, the device and the precision."""
 
     checkpoint: str = setting(
         "",

@@ -51,7 +51,10 @@ def check_picture(key: str, output: str) -> None:
 
 
 def load_pyplot(user: str) -> Any:
-    """Imports matplotlib's pyplot without a display. Raises UserError, with `user`, if it is not installed."""
+    """Imports matplotlib's pyplot without a display. Raises UserError if it is not installed.
+
+    `user` is the command or key that requires matplotlib, for the error.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -66,7 +69,7 @@ def load_pyplot(user: str) -> Any:
 
 
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
-    """Returns kind of a log line (`train` or `valid`) → values of the metric in a run's log.
+    """Returns the curves of a metric in a run's log: kind of log line (`train` or `valid`) → points.
 
     Raises:
         UserError: If the run has no log, or its log does not contain the metric.
@@ -81,7 +84,9 @@ def read_curves(run: Path, metric: str) -> dict[str, Points]:
             entry = json.loads(line)
             kind, update = entry.pop("kind"), entry.pop("update")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{log} is not the log of a run: line {number} has no kind and update.") from None
+            raise UserError(
+                f"{log} is not the log of a run: line {number} is not a JSON object with 'kind' and 'update'."
+            ) from None
         known |= {name for name, value in entry.items() if isinstance(value, int | float)}
         if isinstance(entry.get(metric), int | float):
             curves.setdefault(kind, []).append((update, entry[metric]))
@@ -91,7 +96,7 @@ def read_curves(run: Path, metric: str) -> dict[str, Points]:
 
 
 def plot(curves: Mapping[str, Mapping[str, Points]], config: PlotConfig) -> None:
-    """Draws the curves of each run into `config.output`. Raises UserError if matplotlib is not installed."""
+    """Plots the curves of each run to the file `config.output`. Raises UserError if matplotlib is not installed."""
     pyplot = load_pyplot("seqtk-plot")
     figure, axes = pyplot.subplots(figsize=(config.width, config.height), layout="constrained")
     for index, (run, by_kind) in enumerate(curves.items()):

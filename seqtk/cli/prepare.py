@@ -50,7 +50,7 @@ def run_demo(config: demo.DemoConfig) -> None:
 
 
 def labelled_command(name: str) -> Callable[..., None]:
-    """Returns the command that makes a labeled set, with the settings of this set."""
+    """Returns the command `seqtk-prepare NAME` of a labeled set, with the settings of this set."""
     labelled = LABELLED_SETS[name]
 
     def run_labelled(config: Any) -> None:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(names) > 1:
             raise UserError(
                 f"{PROGRAM} makes one corpus at a time, not {' and '.join(names)}.",
-                f"Write: {' && '.join(f'{PROGRAM} {name}' for name in names)}",
+                f"Run: {' && '.join(f'{PROGRAM} {name}' for name in names)}",
             )
         if arguments == ["ls"]:
             sys.stdout.write(listed())

@@ -25,7 +25,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """Returns the file of a recipe. `name` is the name of a shipped recipe, or the path of any other recipe.
+    """Returns the path of a recipe. `name` is the name of a shipped recipe, or the path of any other recipe.
 
     A path contains a folder or ends in .yaml. Raises UserError if there is no such recipe.
     """

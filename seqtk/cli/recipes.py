@@ -57,7 +57,7 @@ def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     if target.exists():
         raise UserError(
-            f"{target} already exists.", "Copy the recipe to a different folder, or remove this file first."
+            f"{target} already exists.", "Copy the recipe to a different folder, or remove the existing file."
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder.", "Set FOLDER to the folder to copy the recipe to.")

@@ -21,7 +21,7 @@ Command = Callable[..., None]
 
 
 def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
-    """Runs `main` for each combination of the values in `arguments`, in separate folders inside its save_dir.
+    """Runs `main` for each combination of the values in `arguments`. Each run has a separate folder in save_dir.
 
     `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. Hydra's default
     sweeper and launcher check all combinations before the first run, and run them one by one in this process.
@@ -29,8 +29,7 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
     Args:
         main: The command. An exit code of 128 or more ends the sweep.
         arguments: The arguments without `--multirun`.
-        save_dir: A function that returns the save_dir of a run with these arguments. Raises UserError if the arguments
-            are invalid.
+        save_dir: A function of the arguments of a run, which returns its save_dir or raises UserError.
     """
     ours = [argument for argument in arguments if not argument.startswith(("hydra/", "hydra."))]
     hydra = [argument for argument in arguments if argument not in ours]

@@ -21,7 +21,7 @@ def _config_type() -> "type[TrainConfig]":
 
 
 def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
-    """Raises UserError if keys are set that have no effect on a replay."""
+    """Raises UserError if keys are set that have no effect with `replay=`."""
     used = ("replay", "device", "threads", "user_dir")
     ignored = [key for key in typed if key not in used]
     if config.replay is not None and ignored:
@@ -59,7 +59,7 @@ def main(config: "TrainConfig") -> None:
 
 
 def _train(config: "TrainConfig") -> "Result":
-    """Trains the model. Errors are recorded, so that torchrun reports the process that failed first."""
+    """Trains the model. Records errors, so that torchrun reports the process that failed first."""
     from seqtk.training.parallel import LostProcessError
     from seqtk.training.trainer import train
 
