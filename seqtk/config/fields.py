@@ -1,6 +1,6 @@
 """Fields of config dataclasses: the default, the help text, and the range of valid values.
 
-Every number must be finite unless its field says otherwise, and every whole number must fit into 64 bits.
+Every number must be finite unless its field accepts infinity, and every whole number must fit into 64 bits.
 `seqtk.config.schema` checks each value that it sets; `check` checks a config that was built in Python.
 """
 
@@ -76,7 +76,7 @@ def setting(
         help: One or two whole sentences, shown by `--help`.
         at_least, above, at_most, below: Bounds of a number, or of each number in a tuple. If the field's type allows
             None, None is accepted too.
-        infinite: Accept infinity.
+        infinite: True if infinity is accepted.
     """
     limits = Range(at_least=at_least, above=above, at_most=at_most, below=below, infinite=infinite)
     return dataclasses.field(default=default, metadata={HELP: help, RANGE: limits})
@@ -109,7 +109,7 @@ def _metadata(config_type: type, name: str) -> Mapping[str, Any]:
 
 
 def check_number(value: float, limits: Range, *, key: str) -> None:
-    """Raises UserError if the number is out of range. The error contains `key`."""
+    """Raises UserError if the number is out of range. `key` is the key of the number, for the error."""
     if not limits.accepts(value):
         raise UserError(f"{key}={written(value)}: must be {limits.describe(value)}.")
 

@@ -74,7 +74,7 @@ class Registry(Generic[T]):
     def config_type(self, name: str) -> type:
         """Returns the config dataclass registered under `name`.
 
-        Raises UserError, with the nearest name, if there is none.
+        Raises UserError, with the most similar name, if `name` is not registered.
         """
         if name in self.renamed:
             raise UserError(f"There is no {self.kind} called '{name}' any more.", f"It is now '{self.renamed[name]}'.")
@@ -112,7 +112,7 @@ def registry_of(config_base: type) -> Registry[Any] | None:
 def load_plugins(user_dir: str | None = None) -> None:
     """Imports every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
 
-    Raises UserError if one cannot be imported; the error names its distribution or path.
+    Raises UserError, with the distribution or path, if a plug-in cannot be imported.
     """
     for entry_point in importlib.metadata.entry_points(group="seqtk.plugins"):
         package = entry_point.dist.name if entry_point.dist else "an unknown distribution"
@@ -135,7 +135,7 @@ def load_plugins(user_dir: str | None = None) -> None:
     if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
         raise UserError(
             f"user_dir={user_dir} has the name of a loaded module: {name}, from {loaded_from or 'the interpreter'}.",
-            "Rename it.",
+            "Rename the plug-in.",
         )
 
 
@@ -151,7 +151,10 @@ def _import_errors(what: str) -> Iterator[None]:
 
 
 def _line_of(error: Exception) -> list[str]:
-    """Returns where the plug-in failed: the line of a syntax error, or the last line that ran in its folder."""
+    """Returns a list with one text, or none: the file and the line number where the plug-in failed.
+
+    It is the line of a syntax error, or else the last line that ran in the plug-in's folder.
+    """
     if isinstance(error, SyntaxError):
         return [f"Line {error.lineno} of {error.filename}:"]
     importing = (Path(__file__), Path(importlib.__file__).parent)

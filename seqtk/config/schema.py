@@ -1,9 +1,9 @@
 """Converts config dataclasses to and from plain trees. All keys and values are checked here.
 
-A config is a frozen dataclass. A field whose type is the base of a registry is a *slot*, which holds any config of that
-registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with that name under
-`kind`. An unknown key is an error that names the nearest known one. A number out of its field's range (see
-`seqtk.config.fields`) is an error that names the key as it was typed.
+A config is a frozen dataclass. A field whose type is the base of a registry is a *slot* for any config of the registry.
+In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with this name under `kind`. An
+unknown key is an error that names the nearest known key. A number out of its field's range (see `seqtk.config.fields`)
+is an error that names the key as it was typed.
 
 A config class may define three mappings:
 
@@ -43,7 +43,7 @@ def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "") -
     """Returns the config with the values of `tree` and defaults for all other keys.
 
     Args:
-        config_type: A config class, or the base of a registry; then `tree` has a `kind`.
+        config_type: A config class, or the base class of a registry. For a base class, `tree` must have a `kind`.
         tree: The plain tree.
         key: The key of the config, for errors.
     """
@@ -70,7 +70,10 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
 
 
 def update(config: C, key: str, value: Any) -> C:
-    """Returns a copy of `config` with the dotted `key` set to `value`. In a tuple of configs, it is set in each."""
+    """Returns a copy of `config` with the dotted `key` set to `value`.
+
+    If the key is in a tuple of configs, it is set in each config.
+    """
     return _set(config, key, value, key)
 
 
@@ -121,8 +124,8 @@ def stands_for(config: Any, key: str) -> list[str]:
 def _set(config: C, key: str, value: Any, typed: str) -> C:
     """Returns a copy of `config` with `key` set.
 
-    `typed` is the whole key as the user wrote it, for errors. It ends with `key`, or with the part of `key` that
-    follows an alias.
+    `typed` is the whole key as the user wrote it, for errors. Unlike `key`, it may begin with the keys of outer
+    configs, and may contain an alias.
     """
     head, _, rest = key.partition(".")
     shown = typed.removesuffix(f".{rest}") if rest else typed
@@ -168,7 +171,7 @@ def _set_inside(hint: Any, current: Any, rest: str, value: Any, shown: str, type
 
 
 def default_of(hint: Any) -> Any:
-    """Returns the default config of an optional field. Its keys can be set while the field is null."""
+    """Returns the default config of an optional field, or None. Its keys can be set while the field is null."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
@@ -298,7 +301,7 @@ def _hint_at(config: Any, key: str) -> Any:
 
 
 def _configs_in(value: Any) -> list[Any]:
-    """Returns the configs in the value of a field: the value, the elements of a tuple, or none."""
+    """Returns the configs in the value of a field: the value itself, the elements of a tuple, or an empty list."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
 
 
