@@ -42,7 +42,7 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
             if not bool(tensor.float().square().sum().isfinite()):  # with such weights, activations overflow too
                 raise UserError(
                     f"{path} contains weights that are infinite, NaN or close to overflow. The first is in {name}.",
-                    "Its training diverged. Average earlier checkpoints, or train again with a lower optimizer.lr.",
+                    "The training diverged. Average earlier checkpoints, or train again with a lower optimizer.lr.",
                 )
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
         updates.append(each.info.get("update"))
@@ -68,10 +68,10 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
     if resized == parts:
         raise UserError(f"The attention layers of {source} already have max_length={max_length}.")
     set_tensors(old, contents.tensors, source=source)  # raises UserError for weights of a different model
-    drawn = tensors_of(new)
+    initial = tensors_of(new)
     layers = tuple(f"{name}." for name, layer in new.attention_layers() if isinstance(layer, Resizable))
     tensors = {
-        name: resize_tensor(tensor, new=drawn[name]) if name.startswith(layers) else tensor
+        name: resize_tensor(tensor, new=initial[name]) if name.startswith(layers) else tensor
         for name, tensor in contents.tensors.items()
     }
     set_tensors(new, tensors, source=source)

@@ -128,12 +128,12 @@ def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
             what, hint = describe(path)
             raise UserError(
                 f"{key}={path} is {what}.",
-                f"{key}= takes a model file, the folder of one checkpoint, or the folder of a run.",
+                f"Set {key}= to a model file, the folder of one checkpoint, or the folder of a run.",
                 *([f"To use it: {hint}"] if hint else []),
             )
         raise UserError(
             f"{key}={path} {'is not a regular file' if path.exists() else 'does not exist'}.",
-            f"{key}= takes a model file, the folder of one checkpoint, or the folder of a run.",
+            f"Set {key}= to a model file, the folder of one checkpoint, or the folder of a run.",
             *(() if path.exists() else near_path(path)),
         )
     return found
@@ -145,7 +145,7 @@ def checkpoint_folders(save_dir: Path) -> list[Path]:
 
 
 def tensors_of(model: nn.Module) -> Tensors:
-    """Returns name → tensor for all parameters and persistent buffers. Tied weights have their first name only."""
+    """Returns name → tensor for all parameters and persistent buffers. Tied weights appear under their first name."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -223,13 +223,13 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns the config of the run that wrote the model at `path`, like `read_info`."""
+    """Returns the config of the run that wrote the model at `path`, without reading tensors."""
     with _opened(path) as file:
         return dict(_metadata(file)[0].get("config", {}))
 
 
 def _contents(file: Any) -> tuple[Tensors, dict[str, Any], dict[str, int] | None]:
-    """Returns (tensors, metadata, checksums or None) of a file. A tensor is read when it is used."""
+    """Returns (tensors, metadata, checksums or None) of a file. The values of a tensor are read when they are used."""
     tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     metadata, sums = _metadata(file)
     if sums is not None and sums.keys() != tensors.keys():

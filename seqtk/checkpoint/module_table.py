@@ -1,4 +1,4 @@
-"""Prints tables of a model's tensors, grouped by module."""
+"""Formats tables of a model's tensors, grouped by module."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ DEPTH = 4
 
 
 def by_module(names: Iterable[str]) -> dict[str, list[str]]:
-    """Groups names of tensors by module. Numbered blocks share one entry, with `*` for the number."""
+    """Groups names of tensors by module. All numbered blocks are one group, with `*` as the number."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parts = name.split(".")
@@ -22,7 +22,7 @@ def pattern(module: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    """Returns indented lines of columns. The first `left` columns are left-aligned, the others right-aligned."""
+    """Returns the rows of a table as indented lines. Aligns the first `left` columns left, and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  "

@@ -64,7 +64,8 @@ def load_checkpoint(folder: Path, *, empty: Empty | None = None) -> Checkpoint:
 
     Args:
         folder: The checkpoint.
-        empty: Returns the tensor into which a part of the optimizer's state is read. None: reads full tensors.
+        empty: A function that returns the tensor into which a part of the optimizer's state is read. None: full tensors
+            are read.
 
     Raises:
         UserError: If a file is missing or damaged.
@@ -99,9 +100,9 @@ def load_latest(
 
     Args:
         folder: The checkpoint.
-        load: Reads a checkpoint, or a part of it. Raises UserError if it is damaged.
-        gather: Collects a value from all processes, so that all read the same checkpoint.
-        otherwise: The last line of the error if no checkpoint can be read: what the user can do.
+        load: A function that reads a checkpoint, or a part of it. Raises UserError if it is damaged.
+        gather: A function that collects a value from all processes, so that all read the same checkpoint.
+        otherwise: The last line of the error if no checkpoint can be read, which says what the user can do.
 
     Returns:
         (the result of `load`, a warning if newer checkpoints are damaged, else "").
@@ -179,7 +180,7 @@ def _read_state(path: Path) -> TrainState:
 
 
 def _position(tree: Mapping[str, Any]) -> Position:
-    """Converts the result of `asdict` to a position. Raises TypeError or KeyError if it is invalid."""
+    """Converts the result of `asdict(position)` to a Position. Raises TypeError or KeyError if it is invalid."""
     stretches = (
         Stretch(
             each["examples"],

@@ -90,7 +90,7 @@ class TrainState:
 
 
 class Place(TypedDict):
-    """The position of a piece, which is some rows of a larger tensor."""
+    """The position of a piece of a larger tensor. A piece consists of consecutive rows."""
 
     start: int
     """The index of the first row of the piece."""
@@ -154,7 +154,7 @@ class Checkpoints:
         average: Tensors | None = None,
         together: "Together[Any]" = alone,
     ) -> Path:
-        """Writes a checkpoint of this update, updates `latest`, and removes checkpoints beyond `keep_last`.
+        """Writes the checkpoint of `state.update`, updates `latest`, and keeps only the newest `keep_last` checkpoints.
 
         If other processes call `save_pieces`, this process completes the checkpoint after they have written their
         pieces.
@@ -190,7 +190,7 @@ class Checkpoints:
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
         """Saves the model if it is among the best `keep_best`, and updates `best.safetensors`.
 
-        With `keep_best=0`, it removes the `best.safetensors` of an earlier session when that is no longer the best.
+        With `keep_best=0`, removes the `best.safetensors` of an earlier session if this validation is better.
 
         Args:
             model: The weights; not used with `keep_best=0`.
@@ -215,7 +215,7 @@ class Checkpoints:
     def archive_newer(self, update: int) -> Path | None:
         """Moves checkpoints and best models newer than `update` to a folder `abandoned_N`.
 
-        They are from a session that was abandoned. Otherwise, the new session would treat them as its newest or best.
+        These files are from an abandoned session. The new session must not use them as its newest or best.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
         newer = [path for path in found if _update_of(path) > update]
@@ -243,7 +243,7 @@ class Checkpoints:
             raise UserError(
                 f"{pointer} {f'contains {name}' if name else 'is empty'}: it must contain the name of a checkpoint.",
                 f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
-                f"Write one of these into {pointer}, or remove it to start a new run.",
+                f"Write the name of a checkpoint into {pointer}, or remove this file to start a new run.",
             )
         return folder
 
@@ -262,7 +262,7 @@ class Checkpoints:
 
 @contextmanager
 def locked(save_dir: Path) -> Iterator[None]:
-    """Locks save_dir against other runs. Afterwards, removes the lock file, and the folder if nothing was written.
+    """Context manager that locks save_dir against other runs. If the run writes nothing, leaves no new file or folder.
 
     The operating system releases the lock when the process ends, even if it is killed.
 
@@ -345,11 +345,11 @@ def _update_of(path: Path) -> float:
 
 
 def state_checksum(values: Mapping[str, Any]) -> int:
-    """Returns the checksum of all values of `state.json` except the checksum."""
+    """Returns the checksum of `values`, the contents of `state.json` without the checksum."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _write_state(folder: Path, state: TrainState) -> None:
-    """Writes `state.json`, with the names of the other files."""
+    """Writes `state.json`, which contains the state and the names of the other files in the folder."""
     values = {**asdict(state), FILES: sorted(path.name for path in folder.glob("*.safetensors"))}
     write_text(folder / "state.json", json.dumps({**values, CHECKSUMS: state_checksum(values)}, indent=1))

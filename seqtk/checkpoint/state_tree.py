@@ -1,4 +1,4 @@
-"""Reads and writes trees of tensors, the recurrent states of models, as safetensors files."""
+"""Reads and writes recurrent states of models, which are trees of tensors, as safetensors files."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from seqtk.utils.errors import UserError
 
 
 def pack_tree(tree: State, tensors: Tensors) -> Any:
-    """Moves the tensors of a tree into `tensors`, and returns the tree with their names in place of the tensors."""
+    """Adds the tensors of a tree to `tensors`, and returns the tree with a name in place of each tensor."""
 
     def name(leaf: Tensor | None) -> str | None:
         if leaf is None:

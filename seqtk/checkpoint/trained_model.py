@@ -1,4 +1,4 @@
-"""Builds trained models and their tasks from model files, which needs neither the corpus nor the recipe.
+"""Builds trained models and their tasks from model files, without the corpus or the recipe.
 
 Call the functions with the module's name: `trained_model.load(path)`.
 """
@@ -52,7 +52,7 @@ _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "co
 
 
 def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of a task's configuration. If the task was removed, its successor replaces it.
+    """Returns the plain tree of a task's config. A task that was removed from seqtk is replaced by its successor.
 
     Raises:
         UserError: If `tree` is not a mapping, or its `kind` is not a string.
@@ -64,7 +64,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
-    """Returns the configs of task and model. Raises UserError if this version does not know one of their keys."""
+    """Returns the configs of task and model. Raises UserError if one of their keys is unknown."""
     try:
         task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
         if not isinstance(model, Mapping) or "kind" not in model:

@@ -72,7 +72,7 @@ class Transfer:
         return [*aligned(rows, left=2), *self.notes]
 
     def _modules(self, names: Sequence[str], depth: int) -> Iterator[tuple[str, list[str]]]:
-        """Yields the largest modules whose tensors all have the same fate, with the names of their tensors."""
+        """Yields (module, names of its tensors) for the largest modules in which all tensors have the same fate."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name in names:
             groups[".".join(name.split(".")[:depth])].append(name)
@@ -140,10 +140,10 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
 
 
 def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, str]:
-    """Returns, for each table of the new model that the old file does not contain, the name of the old table.
+    """Returns new name → old name, for the tables of the new model that the old file does not contain.
 
-    If several modules share a table, a file contains it under its first name only. If the old file contains other
-    tensors of a module, such as the head of a classifier, the module did not share a table.
+    A file contains a table that several modules share under its first name only. A module does not share a table if the
+    old file contains other tensors of the module, such as the head of a classifier.
     """
     found: dict[str, str] = {}
     last: list[str] = []
@@ -159,9 +159,10 @@ def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, st
 def _shared_rows(
     before: Tensors, old_assets: Assets, model: Model, *, drawn: Tensors, assets: Assets
 ) -> dict[str, list[tuple[str, Tensor, Tensor]]]:
-    """Returns, for each table whose tokens or classes changed, the old tables with the rows to copy from each of them.
+    """Returns the rows to copy for each table whose tokens or classes changed.
 
-    If several modules of the new model share a table, a row is copied from the first old table that has it.
+    The result is table → [(old table, row numbers in the new table, row numbers in the old table)]. If several modules
+    of the new model share a table, a row is copied from the first old table that has it.
     """
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -196,7 +197,7 @@ def _shared_rows(
 def _tables(model: Model) -> Iterator[tuple[str, list[str], Literal["token", "class"]]]:
     """Yields (module, names of its tables, "token" or "class") for modules whose tables have a row per token or class.
 
-    A table that several modules share is yielded under the names of each.
+    A table that several modules share is yielded once for each of them.
     """
     for prefix, module in model.named_modules():
         tokens = module.tokens if isinstance(module, Embedding) else None
@@ -215,7 +216,7 @@ def _tables(model: Model) -> Iterator[tuple[str, list[str], Literal["token", "cl
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:
     """Returns the tokens or classes of a table's rows.
 
-    With two dictionaries, the tokens come from the dictionary of the table's side.
+    With two dictionaries, source tables use the source dictionary, and all other tables the target dictionary.
     """
     if what == "class":
         return assets["classes"].split("\n") if "classes" in assets else None
@@ -226,7 +227,7 @@ def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list
 
 
 def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
-    """Returns the names of the tensors that differ from the old ones only in their number of positions."""
+    """Returns the names of the tensors whose shape differs from the old model only in the number of positions."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, LearnedPositions):
@@ -244,7 +245,7 @@ def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
 
 
 def _differs_along(old: Tensor, new: Tensor, *, size: int) -> bool:
-    """Returns True if two tensors differ only in axes that have `size` elements in the new one."""
+    """Returns True if two shapes differ only in axes that have `size` elements in the new tensor."""
     pairs = zip(old.shape, new.shape, strict=True) if old.ndim == new.ndim else ()
     different = [after for before, after in pairs if before != after]
     return bool(different) and set(different) == {size}
@@ -254,7 +255,8 @@ def _nothing_fits(old: ModelFile, drawn: Tensors, *, source: str) -> UserError:
     shared = next((name for name in drawn if name in old.tensors and drawn[name].ndim > 1), None)
     if shared is not None:
         example = (
-            f"For example, '{shared}' is {list(old.tensors[shared].shape)} there and {list(drawn[shared].shape)} here."
+            f"For example, '{shared}' is {list(old.tensors[shared].shape)} in the old model and "
+            f"{list(drawn[shared].shape)} in the new model."
         )
     else:
         example = f"For example, it has '{next(iter(old.tensors), 'no tensors')}', the new model '{next(iter(drawn))}'."
