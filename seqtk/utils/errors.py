@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and counts with their nouns.
+"""Errors that a user can fix, and helpers for error messages.
 
 Any other exception is a bug in seqtk and keeps its traceback.
 """

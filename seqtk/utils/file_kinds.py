@@ -9,7 +9,7 @@ INDEXED = (b"TNTIDX", b"MMIDIDX")
 
 
 def describe(path: Path) -> tuple[str, str]:
-    """Returns (description of the contents of `path`, command or key that reads it, or an empty string)."""
+    """Returns (description of the contents of `path`, command or setting that reads it; empty if there is none)."""
     if path.is_dir():
         return _describe_folder(path)
     with path.open("rb") as file:

@@ -55,7 +55,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
             if direct:
                 file = open(path, mode, **options)  # noqa: SIM115
             else:
-                partial = _partial_beside(target)
+                partial = _partial_file(target)
                 stack.callback(_without_error, partial.unlink)
                 file = open(partial, mode, **options)  # noqa: SIM115
         except OSError as error:
@@ -158,8 +158,8 @@ def _without_error(function: Callable[[], None]) -> None:
         function()
 
 
-def _partial_beside(target: Path) -> Path:
-    """Returns the temporary name under which `target` is written. Raises OSError if `target` may not be replaced."""
+def _partial_file(target: Path) -> Path:
+    """Returns the path of the temporary file that replaces `target`. Raises OSError if `target` may not be replaced."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if target.exists() and not os.access(target, os.W_OK):

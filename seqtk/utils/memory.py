@@ -36,9 +36,9 @@ def keep_freed_memory() -> None:
 def trimming(batches: Iterable[T], *, every: int = 100) -> Iterator[T]:
     """Yields the batches, and makes glibc return freed memory to the system after each `every` batches.
 
-    It is for loops that keep a small result of each batch. If such a result lies inside a large freed buffer, the rest
-    of the buffer is too small for the next batch, so glibc requests new memory. Without this, the evaluation of 25,000
-    texts of 1,024 bytes took more than 20 GiB on a CPU.
+    Use it in loops that keep a small result of each batch. If a result lies inside a large freed buffer, the free
+    space in the buffer is too small for the next batch, so glibc requests new memory. Without this function, the
+    evaluation of 25,000 texts of 1,024 bytes took more than 20 GiB on a CPU.
     """
     for number, batch in enumerate(batches, start=1):
         yield batch

@@ -38,7 +38,7 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def _tasks_on_host(environment: MutableMapping[str, str], *, size: int) -> int:
-    """Returns the number of tasks on this host. Without a valid list from SLURM, all hosts have the same number."""
+    """Returns the number of tasks on this host. Without a valid list from SLURM, hosts have equal numbers of tasks."""
     listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
     counts = tasks_per_node(listed)
     if sum(counts) == size and (len(set(counts)) == 1 or "SLURM_NODEID" in environment):
