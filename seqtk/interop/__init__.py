@@ -1,4 +1,4 @@
-"""Imports models from other toolkits, and exports models to them. Importing a file registers its classes."""
+"""Imports models from other toolkits, and exports models to them. Importing a module registers its classes."""
 
 from seqtk.interop import fairseq as fairseq
 from seqtk.interop import npz as npz

@@ -62,8 +62,8 @@ class Importer(abc.ABC):
     def read(self, path: Path) -> ModelFile:
         """Returns the model at `path` as the contents of a model file.
 
-        The returned `config` must have `task` and `model`; `assets` must be what the task's `assets()` returns. Raises
-        UserError if the file is not a model of this toolkit, or if seqtk cannot reproduce the model.
+        The returned `config` must have `task` and `model`; `assets` must equal the task's `assets()`. Raises
+        UserError if the file is not a model of the toolkit, or if seqtk cannot reproduce the model.
         """
 
 

@@ -1,4 +1,4 @@
-"""Imports fairseq's translation and language models. Imported models compute the same features and scores.
+"""Imports fairseq's translation and language models. Imported models compute the features and scores of fairseq.
 
 This file contains the importer and the conversion of translation models. It reads checkpoints of fairseq 0.6 to 0.12,
 which have their settings in `cfg` or in `args`, separate or stacked projections, named or numbered norms, and tied
@@ -163,7 +163,7 @@ class FairseqImporter(Importer):
 
 
 def import_translation(file: FairseqFile) -> Imported:
-    """Returns the encoder–decoder in `file`. If seqtk cannot reproduce it, raises UserError with the option or key."""
+    """Returns the translation model in `file`. Raises UserError, with option or key, if seqtk cannot reproduce it."""
     options, where = file.options, file.where
     lightconv = is_lightconv(options)
     state = current_names(file.tensors, lightconv=lightconv)

@@ -22,7 +22,7 @@ def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
 
 
 def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | None:
-    """Returns the adaptive input and softmax that the options specify, or None."""
+    """Returns the config of the adaptive input and softmax that the options specify, or None."""
     cutoffs = {
         part: _cutoffs(options, f"adaptive_{part}_cutoff", vocabulary)
         for part, there in (
@@ -50,9 +50,10 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
 
 
 def seqtk_layout(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
-    """Returns the tensors in seqtk's layout.
+    """Converts the tensors of an adaptive softmax to seqtk's layout, and returns them with all other tensors.
 
-    The head is split into words and classes. Untied projections of tails are transposed to D × width.
+    The first matrix is split into rows of words and rows of clusters. Projections of the other matrices are transposed,
+    unless they are tied to the adaptive input.
     """
     shared_projections = tied and adaptive is not None and adaptive.tie_projections
     ours: dict[str, Tensor] = {}
@@ -68,7 +69,7 @@ def seqtk_layout(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None
 
 
 def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
-    """Parses the cutoffs in an option, a list or a string. Omits a last cutoff that equals the vocabulary size."""
+    """Parses cutoffs, an option that is a list or a string. Omits a last cutoff that equals the vocabulary size."""
     value = options.get(name, "")
     parts = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
     try:

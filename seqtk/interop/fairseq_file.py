@@ -1,4 +1,4 @@
-"""Reads the options and tensors of a fairseq checkpoint, for any kind of model."""
+"""Reads the options and tensors of a fairseq checkpoint of any model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class FairseqFile:
 
 
 def read_fairseq(path: str | Path) -> FairseqFile:
-    """Reads the checkpoint at `path` without executing code in it. Raises UserError if it is not one of fairseq's."""
+    """Reads the checkpoint at `path` without executing code in it. Raises UserError if fairseq did not write it."""
     content = read_checkpoint(path)
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
         names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
@@ -66,7 +66,7 @@ def missing_tensor(name: str, *, where: str) -> UserError:
 
 
 def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
-    """Returns the number of rows of the embedding table of a stack: the size of its vocabulary."""
+    """Returns the vocabulary size of `stack`, encoder or decoder: the number of rows of its embedding table."""
     name = f"{stack}.embed_tokens.weight"
     if name not in state:
         raise missing_tensor(name, where=where)

@@ -94,7 +94,7 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
 
 
 def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
-    """Returns fairseq's current name → tensor. Splits stacked projections."""
+    """Renames tensors to fairseq's current names, and splits stacked projections of query, key and value."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
     return dict(
         pair for name, tensor in state.items() for pair in _with_current_name(name, tensor, numbered_norms=norms)
@@ -162,7 +162,7 @@ def seqtk_state(
 
 
 def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Returns the groups of names in `model` that share one parameter, in the order of its tensors."""
+    """Returns name → all names of the same parameter, for the parameters of `model` that have several names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -18,7 +18,7 @@ def is_lightconv(options: Options) -> bool:
 
 
 def convolutions(options: Options, *, stack: str) -> Pattern:
-    """Returns the convolution layers of a stack, each with its kernel size."""
+    """Returns the config of the convolution in each block of `stack`, encoder or decoder."""
     kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
     if kind not in TYPES:
         raise UserError(

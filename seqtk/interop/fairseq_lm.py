@@ -1,4 +1,4 @@
-"""Imports fairseq's language models. Imported models compute the same features and scores."""
+"""Imports fairseq's language models. Imported models compute the features and scores of fairseq."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class ImportedLanguageModel:
 
 
 def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
-    """Returns the language model in `file`. If seqtk cannot reproduce it, raises UserError with the option or key."""
+    """Returns the language model in `file`. Raises UserError, with option or key, if seqtk cannot reproduce it."""
     options, where = file.options, file.where
     _check(options)
     state = current_names(file.tensors)

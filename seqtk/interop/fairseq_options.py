@@ -40,7 +40,7 @@ class Options:
         return int(self.number(name))
 
     def refuse(self, refused: Mapping[str, str], *, model: str) -> None:
-        """Raises UserError if an option in `refused` or REFUSED is set, or if the decoder has projections."""
+        """Raises UserError if an option in `refused` or REFUSED is set, or the decoder projects its input or output."""
         for option, words in {**REFUSED, **refused}.items():
             if self.get(option, False):
                 raise UserError(
@@ -69,7 +69,7 @@ class Options:
 def flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all options in one dict.
 
-    They come from `args` (before 0.10), or from the groups of `cfg`, of which `model` overrides the others.
+    Options come from `args` (fairseq before 0.10) or from the groups of `cfg`. The group `model` overrides all others.
     """
     cfg = plain(content.get("cfg"))
     if not cfg:

@@ -98,7 +98,7 @@ def globals_of(path: Path) -> list[str]:
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """Yields the pickles of a zip file (its data.pkl), or those at the start of an old-style file, in order."""
+    """Yields the pickles in a file: .pkl files of a zip archive, or the pickles at the start of an old-style file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
@@ -157,5 +157,5 @@ def _refusal(path: Path, names: list[str]) -> UserError:
 
 
 def _quiet() -> Any:
-    """Silences torch's warnings about pickle protocols, because errors are reported anyway."""
+    """Context manager that hides torch's warnings about pickle protocols. Errors are still raised."""
     return warnings.catch_warnings(action="ignore")
