@@ -68,7 +68,7 @@ def load(
     torch_device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
-        raise UserError("checkpoint= is empty.")
+        raise UserError("checkpoint= is empty.", "Set it to one or more models.")
     loaded = [trained_model.load(item, device=torch_device) for item in paths]
     for other, item in zip(paths, loaded, strict=True):
         if type(item.task) is not type(loaded[0].task):

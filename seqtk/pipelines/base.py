@@ -1,4 +1,4 @@
-"""The base classes of pipelines. A pipeline holds one or more loaded models."""
+"""The base classes of pipelines. A pipeline contains one or more loaded models."""
 
 import dataclasses
 import warnings
@@ -87,7 +87,7 @@ class Pipeline:
             input: A text file to evaluate on instead of a split. "-": standard input.
             references: With `input`: the files of the references, with one reference per line.
             columns: With `input` and a classifier: the columns of the file that contain the texts and the classes.
-            names: The metrics. None: all available metrics of the task.
+            names: The names of the metrics. None: all available metrics of the task.
             decode: True to decode the model's outputs, for metrics that need them.
             search: The settings of the search.
             batching: The maximum size of a batch. None: 4096 tokens.
@@ -162,7 +162,7 @@ class TextPipeline(Pipeline):
         return self.resolve(schema.from_dict(SearchConfig, settings))
 
     def resolve(self, search: SearchConfig) -> SearchConfig:
-        """Returns `search` with this model's default if `sampling` is None. Raises UserError if it is invalid."""
+        """Returns `search` with the model's default in place of `sampling=None`. Raises UserError if it is invalid."""
         fields = {name: getattr(search, name) for name in SearchConfig.__dataclass_fields__}
         if search.sampling is None:
             fields["sampling"] = self.samples_by_default
@@ -209,7 +209,7 @@ class TextPipeline(Pipeline):
             )
 
     def _outputs(self, sentences: Iterable[Sentence], search: SearchConfig) -> Iterator[str]:
-        """Yields the text of all hypotheses."""
+        """Decodes the sentences, and yields the text of each hypothesis."""
         writer = self.writer()
         for translation in warn_truncated(self.decode(sentences, search)):
             yield from (writer.hypothesis(translation, rank) for rank in range(len(translation.hypotheses)))
@@ -220,7 +220,10 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """Returns `texts`. Raises TypeError if it is not a list of strings, or UserError if its length is not `count`."""
+    """Returns `texts` after checking it.
+
+    Raises TypeError if it is not a list of strings, or UserError if its length is not `count`.
+    """
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:

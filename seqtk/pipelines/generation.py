@@ -137,7 +137,7 @@ class GenerationPipeline(TextPipeline):
 
 @dataclass(frozen=True)
 class CorpusScores:
-    """The log-likelihood of a text under a language model, and its size."""
+    """The log-likelihood of a text under a language model, and the size of the text."""
 
     nll: float
     """Σ -log p over the scored tokens, in nats."""
