@@ -16,7 +16,7 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def test_last_may_exceed_the_number_of_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_setting_last_may_exceed_the_checkpoint_count(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([f"checkpoint={run_dir}", "last=2"])
     assert capsys.readouterr().out.startswith("Mean of 2 checkpoints: update_00000004, update_00000006\n")
     main([f"checkpoint={run_dir}", "last=99"])

@@ -178,7 +178,7 @@ class TestMultirun:
         assert [run.name for run in seen] == ["a", "b"]
         assert len({run.save_dir for run in seen}) == 2
 
-    def test_no_run_starts_if_one_has_a_wrong_setting(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_sweep_with_a_wrong_setting_starts_no_run(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         code, error = failure(capsys, "-m", f"save_dir={tmp_path}/runs", "mix=sum,sofmax")
         assert code == 2
         assert "mix=sofmax" in error
@@ -225,7 +225,7 @@ class TestMultirun:
         (["name=x", "--frobnicate"], "--help"),
     ],
 )
-def test_command_line_option_suggests_its_key(
+def test_option_with_dashes_suggests_the_key(
     capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str
 ) -> None:
     code, error = failure(capsys, *arguments)
@@ -282,7 +282,7 @@ def test_user_dir_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sys.modules.pop("toy_plug").LOADED
 
 
-def test_plugins_load_only_for_registry_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_user_dir_loads_no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that builds nothing from a registry has no user_dir."""
 
     @command("seqtk-toy", BatchConfig)

@@ -82,7 +82,7 @@ def test_parent_listed_after_self_overrides_the_recipe(tmp_path: Path) -> None:
     assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
 
 
-def test_changing_the_kind_discards_its_settings(tmp_path: Path) -> None:
+def test_new_kind_discards_settings_of_the_old_kind(tmp_path: Path) -> None:
     base = "attention: {kind: dot, heads: 2, temperature: 3}"
     config = configure(tmp_path, base=base, child="defaults: [base]\nattention: {kind: dense, max_length: 9}")
     assert config.model.layer == DenseConfig(max_length=9)
@@ -92,7 +92,7 @@ def test_changing_the_kind_discards_its_settings(tmp_path: Path) -> None:
     assert config.model.layer == DenseConfig(max_length=9)
 
 
-def test_key_of_a_recipe_overrides_the_parent_alias(tmp_path: Path) -> None:
+def test_recipe_key_overrides_an_alias_in_its_parent(tmp_path: Path) -> None:
     config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
     assert config.model.layer == DotConfig()
 

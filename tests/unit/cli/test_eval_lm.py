@@ -84,7 +84,7 @@ def train_config(loaded: trained_model.LoadedModel) -> TrainConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) -> None:
+def test_metrics_equal_validation_metrics(run: Run, folder: Path, kind: str) -> None:
     loaded = trained_model.load(folder / f"{kind}.safetensors")
     objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()))
     config = replace(
@@ -100,7 +100,7 @@ def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) ->
     assert figures["scored_tokens"] == figures["tokens"]
 
 
-def test_recurrent_memory_metrics_equal_validation(run: Run, folder: Path) -> None:
+def test_metrics_with_memory_equal_validation_metrics(run: Run, folder: Path) -> None:
     loaded = trained_model.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     attention = TransformerXLConfig(memory_length=5)

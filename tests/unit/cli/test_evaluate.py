@@ -43,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 class TestTranslation:
-    def test_metrics_equal_those_of_validation(self, run: Run, translation: Path) -> None:
+    def test_metrics_equal_validation_metrics(self, run: Run, translation: Path) -> None:
         lines = map(json.loads, (translation / "log.jsonl").read_text().splitlines())
         valid = [line for line in lines if line["kind"] == "valid"][-1]
         found = run(str(translation / "update_00000004"), "max_length_b=5")

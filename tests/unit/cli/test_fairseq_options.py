@@ -82,7 +82,7 @@ def test_fairseq_command_line_is_translated(command: str, line: str, meant: str)
         ("--max-tokenz 3", "'batch.max_tokens'"),
     ],
 )
-def test_unsupported_options_name_an_alternative(line: str, words: str) -> None:
+def test_errors_about_options_suggest_an_alternative(line: str, words: str) -> None:
     lines = answer("train", line)
     assert len(lines) <= 3
     assert words in "\n".join(lines)

@@ -161,7 +161,7 @@ def test_stored_text_is_printed(run, kept_text):
     assert [text for source, text in zip(SOURCES, shown["D"], strict=True) if not source] == ["", "", ""]
 
 
-def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
+def test_task_outputs_equal_generation_with_stored_text(run, folder, kept_text):
     loaded = trained_model.load(folder / "model1.safetensors")
     loaded.task.open(str(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
@@ -170,7 +170,7 @@ def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
     assert [output.output for output in outputs] == run("data=data-bin").out.split("\n")[:-1]
 
 
-def test_validation_outputs_equal_generation(run, folder):
+def test_task_outputs_and_bleu_equal_seqtk_generate(run, folder):
     loaded = trained_model.load(folder / "model1.safetensors")
     task = loaded.task
     assert isinstance(task, TranslationTask)
@@ -234,7 +234,7 @@ def test_worker_processes_do_not_change_the_output(run):
     assert run("input=test.de", "workers=2", "max_sentences=2").out == run("input=test.de").out
 
 
-def test_interactive_error_suggests_seqtk_generate(capsys):
+def test_interactive_with_input_suggests_seqtk_generate(capsys):
     with pytest.raises(SystemExit):
         interactive(["checkpoint=model", "input=text.en"])
     assert "seqtk-generate" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_interactive_prints_an_output_for_each_line(run):
 @pytest.fixture
 def at_a_terminal(run, monkeypatch):
     def at_a_terminal(typed, *arguments):
-        """Returns the lines shown to a user who types these lines or sends these signals, and then types Ctrl-D."""
+        """Returns the lines that the terminal shows after the lines or signals `typed` and then Ctrl-D."""
         remaining = iter(typed)
 
         def read(prompt):

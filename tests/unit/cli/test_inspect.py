@@ -22,7 +22,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-class TestOne:
+class TestOneModel:
     def test_inspecting_a_run_lists_its_checkpoints(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = shown(capsys, str(run))
         for part in (
@@ -66,7 +66,7 @@ class TestOne:
         assert "encoder.blocks.0.feed_forward.expand.bias" in capsys.readouterr().err
 
 
-class TestTwo:
+class TestTwoModels:
     def test_equal_models_show_no_difference(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = shown(capsys, str(run / "update_00000004"), str(run / "update_00000004/model.safetensors"))
         changes = [line.split()[-1] for line in text.splitlines() if "blocks" in line]

@@ -128,7 +128,7 @@ def reason(config_type: type, name: str, text: str, value: Any) -> str | None:
 
 
 def rows() -> Iterator[tuple[str, Any, str, type, str]]:
-    """Yields (command, config, key, config class, field name) of every key, also with every kind in every slot."""
+    """Yields (command, config, key, config class, field name) of every key, for every kind in every slot."""
     for command, config_type in COMMANDS.items():
         defaults = config_type()
         for key, owner, name in leaves(defaults):

@@ -1,4 +1,4 @@
-"""seqtk-resize changes the longest input of a model."""
+"""seqtk-resize changes the maximum input length of a model."""
 
 import itertools
 from collections.abc import Callable

@@ -42,7 +42,7 @@ def test_metric_case_and_tokenizer_can_be_chosen(folder, capsys):
     assert "= 100.00 " in line
 
 
-def test_systems_are_compared_with_the_first(folder, capsys):
+def test_systems_are_compared_with_the_first_system(folder, capsys):
     main(["hypothesis=good,bad", "reference=reference", "metrics=bleu", "bootstrap=100"])
     head, good, bad, _ = capsys.readouterr().out.splitlines()
     assert "bs:100" in head

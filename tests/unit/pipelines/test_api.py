@@ -63,9 +63,7 @@ class TestTrain:
             seqtk.train("nothing")
 
     @pytest.mark.parametrize(("key", "value"), [("dry_run", True), ("replay", "replay.safetensors")])
-    def test_settings_only_for_the_command_are_refused(
-        self, key: str, value: object, tiny_corpus: Path, tmp_path: Path
-    ) -> None:
+    def test_train_refuses_dry_run_and_replay(self, key: str, value: object, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{key}\.\n.*seqtk-train"):
             seqtk.train(**tiny(tiny_corpus, tmp_path), **{key: value})
         assert not [*tmp_path.iterdir()]
@@ -150,7 +148,7 @@ class TestGenerate:
         corpus = model.score_corpus(input=str(tmp_path / "text"))
         assert model.score(["a tree sees"]) == pytest.approx([-corpus.nll / corpus.scored_tokens], rel=1e-5)
 
-    def test_methods_of_other_tasks_are_refused(self, language_models: Path) -> None:
+    def test_method_of_a_different_task_is_refused(self, language_models: Path) -> None:
         with pytest.raises(UserError, match=r"translate\(\).*language_modeling"):
             seqtk.load(language_models / "words.safetensors").translate(SENTENCES)
 

@@ -260,7 +260,9 @@ class TestEvaluate:
             run_command(evaluate_command.main, "checkpoint=nothing", "truncate=maybe")
         assert "truncate" in capsys.readouterr().err
 
-    def test_invalid_confusion_path_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_invalid_confusion_path_is_refused_before_loading(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for value in ("matrix.txt", f"{tmp_path}/none/matrix.png"):
             with pytest.raises(SystemExit):
                 run_command(evaluate_command.main, "checkpoint=nothing", f"confusion={value}")
