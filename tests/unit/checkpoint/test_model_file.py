@@ -91,7 +91,7 @@ class TestOldFiles:
 
 
 class TestOtherFiles:
-    """The error about a file that is not a model names the kind of the file."""
+    """The error about a file that is not a model says what the file is."""
 
     @pytest.mark.parametrize(
         ("name", "content", "words"),

@@ -1,8 +1,8 @@
 """A model file of version 0.1.0 still gives the loss that 0.1.0 computed, for every attention layer.
 
-`losses_0_1_0.json` contains configs of models and these losses. The name of a tensor seeds its random weights, so
-renaming a tensor changes the loss. A language model reads the batch twice, the second time with the recurrent state
-after the first time.
+`losses_0_1_0.json` contains the configs of the models and the losses that 0.1.0 computed. The name of a tensor seeds
+its random weights, so renaming a tensor changes the loss. A language model is called twice, the second time with the
+recurrent state that the first call returns.
 """
 
 import json
@@ -46,7 +46,10 @@ class Parts:
 
 
 def losses(task: Task, model: Model) -> list[float]:
-    """Returns the loss per target of a fixed batch. A language model also gives the loss with the state after it."""
+    """Returns the loss per target of a fixed batch.
+
+    For a language model, also returns the loss with the recurrent state that the first call returns.
+    """
     criterion = criterions.build(schema.from_dict(Parts, {"criterion": "cross_entropy"}).criterion)
     is_translation = isinstance(task, TranslationTask)
     examples: list[tuple[Any, ...]] = (

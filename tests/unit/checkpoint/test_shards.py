@@ -28,7 +28,7 @@ def rows(full: Tensor, start: int, end: int) -> tuple[Tensor, Place]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint of two processes: a matrix of three and two rows, and a vector that only the first process has."""
+    """A checkpoint of two processes. They have three and two rows of a matrix; only the first has a vector."""
     w, b, step = WHOLE["w/exp_avg"], WHOLE["b/exp_avg"], WHOLE["w/step"]
     (first, at_first), (second, at_second), (none, at_none) = rows(w, 0, 3), rows(w, 3, 5), rows(b, 1, 1)
     mine = Pieces({"w/exp_avg": first, "w/step": step, "b/exp_avg": b}, {"w/exp_avg": at_first}, 0)
@@ -47,7 +47,7 @@ def test_pieces_are_read_as_whole_tensors(folder: Path) -> None:
 
 
 def test_pieces_are_read_into_differently_sharded_tensors(folder: Path) -> None:
-    """The processes that read a checkpoint may have different rows than the processes that wrote it."""
+    """A checkpoint may be read by processes that have different rows than the processes that wrote it."""
     target = torch.full_like(WHOLE["w/exp_avg"], torch.nan)
     read = load_checkpoint(folder, empty=lambda name, full: target if name == "w/exp_avg" else torch.empty(full.shape))
     assert read.optimizer["w/exp_avg"] is target
@@ -94,7 +94,7 @@ BAD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", BAD.values(), ids=BAD)
-def test_bad_pieces_are_refused(folder: Path, damage: Callable[[Path], object]) -> None:
+def test_damaged_or_misplaced_pieces_are_refused(folder: Path, damage: Callable[[Path], object]) -> None:
     damage(folder / "optimizer_00001.safetensors")
     with pytest.raises(UserError, match=str(folder)) as raised:
         load_checkpoint(folder)
@@ -102,7 +102,7 @@ def test_bad_pieces_are_refused(folder: Path, damage: Callable[[Path], object]) 
 
 
 def test_missing_piece_is_refused(folder: Path) -> None:
-    """The piece is refused even if no list of files contains it."""
+    """The checkpoint is refused even if `state.json` does not list the missing file."""
     (folder / "optimizer_00001.safetensors").unlink()
     state = folder / "state.json"
     values = json.loads(state.read_text())

@@ -160,7 +160,7 @@ class TestRenamed:
             inside=RunConfig.Inside(part=(ConvConfig(kernel_size=5), ConvConfig()), step=7), lr=0.5
         )
 
-    def test_config_of_a_single_slot_is_read(self) -> None:
+    def test_kind_selects_the_config_of_a_base_class(self) -> None:
         tree = {"kind": "konv", "width": 5}
         assert legacy.from_dict(PartConfig, tree) == ConvConfig(kernel_size=5)
         with pytest.raises(UserError, match=r"model\.kernel_size=0"):

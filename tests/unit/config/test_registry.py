@@ -93,7 +93,7 @@ def test_missing_path_suggests_a_similar_path(tmp_path: Path) -> None:
     assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
 
 
-def test_nearest_suggests_nothing_among_many_names() -> None:
+def test_nearest_lists_no_names_if_there_are_many() -> None:
     assert nearest("Circle", ["circle"]) == "Did you mean 'circle'?"
     assert nearest("x", []) == "No names are known."
     assert nearest("qqqq", (f"name_{index}" for index in range(1000))) == ""

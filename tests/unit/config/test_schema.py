@@ -87,7 +87,7 @@ def test_slot_accepts_a_name_or_a_mapping() -> None:
     assert schema.update(RunConfig(), "model.encoder.layer.kind", "dense").model.encoder.layer == DenseConfig()
 
 
-def test_mapping_without_kind_keeps_other_keys() -> None:
+def test_mapping_without_kind_changes_only_its_keys() -> None:
     config = schema.update(RunConfig(), "model.encoder.layer", {"kind": "dense", "heads": 2})
     config = schema.merge(config, {"model": {"encoder": {"layer": {"max_length": 9}}}})
     assert config.model.encoder.layer == DenseConfig(heads=2, max_length=9)
@@ -104,7 +104,7 @@ def test_aliases_may_be_nested() -> None:
     assert config.model.encoder.layer == config.model.decoder.layer == DenseConfig(max_length=5)
 
 
-def test_alias_and_parent_of_its_target_are_combined() -> None:
+def test_alias_is_combined_with_keys_next_to_its_target() -> None:
     config = build(attention="dense", model={"encoder": {"depth": 2}})
     assert config.model.encoder == StackConfig(2, DenseConfig())
 

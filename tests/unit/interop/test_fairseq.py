@@ -1,6 +1,6 @@
 """Importing fairseq checkpoints: every key is used, or the error names it.
 
-These checkpoints are seqtk's models with fairseq's names. tests/parity uses checkpoints written by fairseq.
+The tests save models of seqtk under fairseq's names. tests/parity uses checkpoints written by fairseq.
 """
 
 import argparse
@@ -53,7 +53,7 @@ State = dict[str, Tensor]
 
 
 def fairseq_state(model: Transformer) -> State:
-    """Returns our parameters as fairseq stores them. Learned positions have two more rows at the start."""
+    """Returns seqtk's parameters in fairseq's format, in which learned positions have two more rows at the start."""
     state = {
         "encoder.version": torch.tensor([3.0]),
         "decoder.version": torch.tensor([3.0]),
@@ -111,7 +111,7 @@ def test_options_and_weights_are_imported(tmp_path: Path, variant: str) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_widths_and_vocabularies_may_differ(tmp_path: Path) -> None:
+def test_encoder_and_decoder_sizes_may_differ(tmp_path: Path) -> None:
     config = replace(TINY, encoder=replace(TINY.encoder, dim=4, ffn_dim=6), share_embeddings="none")
     model = tiny(config, source=10, target=14)
     options = {**SEPARATE, "encoder_embed_dim": 4, "encoder_ffn_embed_dim": 6}
@@ -190,7 +190,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda state: state.update({"encoder.layers.0.layer_norms.2.bias": torch.ones(8)}),
         "encoder.layers.0.layer_norms.2.bias",
     ),
-    "another shape": (
+    "a different shape": (
         lambda state: state.update({"decoder.layers.1.fc2.weight": torch.ones(8, 11)}),
         "'decoder.layers.1.fc2.weight' is 8 × 11, but the options in the file require 8 × 12",
     ),
@@ -242,7 +242,7 @@ def test_error_names_the_unsupported_option(tmp_path: Path, options: dict[str, A
     assert words in refusal(save(tmp_path / "a.pt", fairseq_state(tiny()), options))
 
 
-def test_other_torch_files_are_refused(tmp_path: Path) -> None:
+def test_torch_file_without_a_model_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "a.pt")
     assert "not a checkpoint of fairseq" in refusal(tmp_path / "a.pt")
 

@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[TransformerLMConfig, dict[str, Any]]] = {
 
 
 def fairseq_state(model: TransformerLM) -> dict[str, Tensor]:
-    """Returns our parameters as fairseq stores them: an untied head is one tensor with transposed projections."""
+    """Returns seqtk's parameters in fairseq's format: an untied head is one tensor with transposed projections."""
     config, adaptive = model.config, model.config.adaptive
     assert adaptive is not None
     state = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}
@@ -152,7 +152,7 @@ def test_unsupported_options_are_refused(tmp_path: Path, options: dict[str, Any]
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_different_tied_tail_is_refused(tmp_path: Path) -> None:
+def test_tied_tensors_that_differ_are_refused(tmp_path: Path) -> None:
     state = fairseq_state(TransformerLM(TIED, vocabulary=V))
     state["decoder.adaptive_softmax.tail.0.2.weight"] = torch.ones(7, 4)
     with pytest.raises(UserError, match=r"'decoder.adaptive_softmax.tail.0.2.weight' and .*1.0.weight' differ"):

@@ -1,6 +1,6 @@
 """Importing fairseq's lightconv models: options, old and new parameter names, and errors.
 
-These checkpoints are seqtk's models with fairseq's names. tests/parity uses checkpoints written by fairseq.
+The tests save models of seqtk under fairseq's names. tests/parity uses checkpoints written by fairseq.
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ def config_of(**fields: Any) -> TransformerConfig:
 
 
 def fairseq_state(config: TransformerConfig) -> State:
-    """Returns our parameters as fairseq stores them, and the uninitialized bias of fairseq's dynamic convolution."""
+    """Returns seqtk's parameters in fairseq's format, with the uninitialized bias of fairseq's dynamic convolution."""
     state = {}
     for name, tensor in tiny(config).state_dict().items():
         theirs = fairseq_name(name, lightconv=True)

@@ -42,7 +42,7 @@ def alarms() -> Iterator[list[str]]:
 
 
 class Calls:
-    """Pickles as a call of `function`, as in a malicious file."""
+    """An object whose pickle calls `function` when it is read, as in a malicious file."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -128,7 +128,7 @@ def test_files_that_are_not_checkpoints_are_user_errors(tmp_path: Path, content:
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_missing_files_and_other_archives_are_refused(tmp_path: Path) -> None:
+def test_missing_files_and_non_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(UserError, match="does not exist"):

@@ -90,7 +90,7 @@ class TestAtomicFile:
         assert raised.value.filename == str(tmp_path / "other")
         assert list(tmp_path.iterdir()) == []
 
-    def test_exception_leaves_none_of_several_files(self, tmp_path: Path) -> None:
+    def test_exception_leaves_no_file_if_several_are_written(self, tmp_path: Path) -> None:
         paths = [tmp_path / "new" / name for name in "ab"]
         with pytest.raises(KeyError), atomic_files(paths):
             raise KeyError

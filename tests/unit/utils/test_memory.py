@@ -1,4 +1,4 @@
-"""Memory that loops over batches return to the system."""
+"""`trimming` yields batches and returns freed memory to the system."""
 
 import platform
 import subprocess
@@ -31,7 +31,7 @@ print(kept, resident() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc returns memory on request.")
 def test_freed_buffers_between_results_are_returned() -> None:
-    """In a separate process, because free memory of other tests would be used first."""
+    """Runs in a separate process, because free memory of other tests would be used first."""
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     kept, after = map(float, ran.stdout.split())
     assert kept > 100  # of 120 MiB

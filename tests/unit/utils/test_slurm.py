@@ -23,7 +23,7 @@ class TestWorld:
         meeting = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "24567", "SEQTK_RUN_ID": "1234567.0"}
         assert environment == {**TASK, **world, **meeting}
 
-    def test_steps_of_a_job_have_different_ports(self) -> None:
+    def test_slurm_steps_of_a_job_have_different_ports(self) -> None:
         steps = [{**TASK, "SLURM_STEP_ID": step} for step in "01"]
         for environment in steps:
             adopt_slurm(environment)
