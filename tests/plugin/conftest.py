@@ -36,7 +36,7 @@ def command(name: str, *arguments: str, processes: int = 1) -> str:
 
 
 def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """Returns the lines of this kind in the log.jsonl of a run."""
+    """Returns the lines of one kind, such as `train`, in the log.jsonl of a run."""
     lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
 

@@ -15,7 +15,7 @@ class CsvConfig(SinkConfig):
 
 @sinks.register("csv", CsvConfig)
 class CsvSink(Sink):
-    """One row for each value."""
+    """Writes one row for each value."""
 
     def start(self, run: RunInfo) -> None:
         path = run.save_dir / "log.csv"

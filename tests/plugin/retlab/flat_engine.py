@@ -19,7 +19,7 @@ class FlatConfig(EngineConfig):
 
 @engines.register("flat", FlatConfig)
 class FlatEngine(DDP):
-    """The same mathematics as `ddp`, without its overlap of communication and backward pass."""
+    """Computes the same updates as `ddp`, but communicates only after the backward pass."""
 
     def wrap(self, step: nn.Module) -> nn.Module:
         return step

@@ -13,14 +13,14 @@ from seqtk.models import Model
 
 @dataclass(frozen=True)
 class FloodingConfig(CriterionConfig):
-    """Cross entropy that is never driven below a level."""
+    """Config of flooding, which increases the loss of a batch if it is below a level."""
 
     level: float = setting(0.1, at_least=0, help="b, in nats per target.")
 
 
 @criterions.register("flooding", FloodingConfig)
 class Flooding(Criterion):
-    """|nll - b · weight| + b · weight, as a sum over the targets."""
+    """Computes |nll - b · weight| + b · weight, where nll is the sum over the targets of a batch."""
 
     stat_names = ("loss", "nll", "below")
 
@@ -43,7 +43,7 @@ class Flooding(Criterion):
 
 @metrics.register("share_below", unit="%", higher_is_better=False)
 class ShareBelow(Metric):
-    """The share of batches whose loss is below the level."""
+    """The percentage of batches whose loss is below the level."""
 
     needs = ("below",)
 

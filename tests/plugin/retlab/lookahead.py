@@ -23,7 +23,7 @@ class LookaheadConfig(OptimizerConfig):
 
 @optimizers.register("lookahead", LookaheadConfig)
 class Lookahead(torch.optim.Optimizer):
-    """Every `steps` updates: slow += α (fast - slow), and fast = slow."""
+    """After every `steps` updates, computes slow += α (fast - slow), and sets fast = slow."""
 
     def __init__(self, config: LookaheadConfig, model: nn.Module) -> None:
         self.inner = optimizers.build(config.inner, model)

@@ -21,7 +21,7 @@ class NumpyArchiveExporterConfig(ExporterConfig):
 
 @exporters.register("numpy_archive", NumpyArchiveExporterConfig)
 class NumpyArchiveExporter(Exporter):
-    """Writes the weights as arrays, and everything else as JSON in one more."""
+    """Writes the weights as arrays, and everything else as JSON in one more array."""
 
     def write(self, loaded: LoadedModel, output: Path) -> None:
         about = {"config": loaded.config, "assets": loaded.task.assets(), "info": loaded.info}
@@ -37,7 +37,7 @@ class NumpyArchiveImporterConfig(ImporterConfig):
 
 @importers.register("numpy_archive", NumpyArchiveImporterConfig)
 class NumpyArchiveImporter(Importer):
-    """Reads the files of the exporter."""
+    """Reads the files that `NumpyArchiveExporter` writes."""
 
     def read(self, path: Path) -> ModelFile:
         try:

@@ -79,7 +79,7 @@ class QuestionSet:
 
 @tasks.register("questions", QuestionsConfig)
 class QuestionsTask(TextTask):
-    """Questions in, classes out."""
+    """Predicts the class of a question."""
 
     metrics = ("loss", "nll", "accuracy", "f1")
     sides = ("source",)

@@ -24,7 +24,7 @@ class RetentionConfig(QKVConfig):
 
 @attentions.register("retention", RetentionConfig)
 class Retention(QKVAttention):
-    """A decaying sum over the past. The state of its step form is the matrix Σ γ^(t - s) k_sᵀ v_s."""
+    """Computes a decaying sum over earlier positions. The state of its step form is the matrix Σ γ^(t - s) k_sᵀ v_s."""
 
     roles = Role.CAUSAL
 

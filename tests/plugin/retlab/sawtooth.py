@@ -15,7 +15,7 @@ class SawtoothConfig(ScheduleConfig):
 
 @schedules.register("sawtooth", SawtoothConfig)
 class Sawtooth(Schedule):
-    """peak · (1 - (step mod period) / period)."""
+    """Computes the rate peak · (1 - (step mod period) / period)."""
 
     def after_warmup(self, step: int) -> float:
         return self.peak * (1 - step % self.config.period / self.config.period)

@@ -7,7 +7,7 @@ from seqtk.metrics import Evaluation, Metric, Score, metrics
 
 @metrics.register("token_f1", unit="%", higher_is_better=True)
 class TokenF1(Metric):
-    """Words in common, as in the evaluation of SQuAD."""
+    """Compares the words of two texts, as in the evaluation of SQuAD."""
 
     needs = ("outputs",)
 
@@ -17,7 +17,7 @@ class TokenF1(Metric):
 
 
 def f1(output: str, reference: str) -> float:
-    """2 · common / (words of both)."""
+    """Returns 2 · (number of common words) / (number of words of both texts)."""
     words = Counter(output.split()), Counter(reference.split())
     total = words[0].total() + words[1].total()
     return 2 * (words[0] & words[1]).total() / total if total else 1.0

@@ -11,7 +11,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TsvPairsConfig(SourceConfig):
-    """How the files are read."""
+    """Config of the source `tsv_pairs`."""
 
     lowercase: bool = setting(False, help="Lowercase the text.")
 
