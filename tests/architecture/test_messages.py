@@ -24,12 +24,12 @@ OF_TRAINING = (
 )
 """The packages whose errors can end seqtk-train."""
 OF_COMMANDS = {PACKAGE / "tasks/other_data.py", PACKAGE / "checkpoint/edit.py"}
-"""The modules of these packages that seqtk-train does not use."""
+"""The modules in the packages OF_TRAINING that seqtk-train does not use."""
 TOP_LEVEL = {field.name for field in dataclasses.fields(TrainConfig)} | set(TrainConfig.aliases)
 
 
 def fixes(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yields (line number, text) for each line of a UserError after the first. `{}` replaces values."""
+    """Yields (line number, text) for each line of a UserError after the first. Values are replaced by `{}`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
             for argument in node.args[1:]:

@@ -41,7 +41,7 @@ class Run:
         corpus, save_dir: The data and the folder of the run.
         settings: Settings in addition to SETTINGS. They override equal keys.
         processes: The number of processes.
-        full_at: Part of a file name. The disk is full from the moment when such a file is opened.
+        full_at: Part of a file name. The disk is full as soon as a file whose name contains this part is opened.
         environment: Additional environment variables.
     """
 
@@ -87,7 +87,7 @@ class Run:
         return max(abs(process.exitcode or 0) for process in self.processes)
 
     def kill(self, *ranks: int) -> None:
-        """Kills the processes of these ranks with SIGKILL. Kills the others if they do not end within six seconds."""
+        """Kills the processes `ranks` with SIGKILL, and all other processes that do not end within six seconds."""
         for rank in ranks:
             self.processes[rank].kill()
         for process in self.processes:
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def printed(self) -> str:
-        """The output of the processes so far, and the whole output after they have ended."""
+        """The output that the processes have printed so far."""
         self._reader.join(0.0 if self.is_running else 5.0)
         return self._printed.decode(errors="replace")
 
@@ -127,7 +127,7 @@ def _main(arguments: Sequence[str], output: Any, environment: dict[str, str], fu
 
 
 def _limit_files(event: str, given: tuple[Any, ...], name: str) -> None:
-    """Limits the size of files, like a full disk, from the moment when a file of this name is opened."""
+    """Limits the size of files, like a full disk, as soon as a file whose name contains `name` is opened."""
     if event != "open" or not isinstance(given[0], str | bytes) or not given[2] & (os.O_WRONLY | os.O_RDWR):
         return
     if name in Path(os.fsdecode(given[0])).name:

@@ -19,7 +19,7 @@ from tests.unit.training.helpers import trainer
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """A folder with a trained model, its corpus, and files that are not models."""
 
     folder: Path
@@ -34,8 +34,8 @@ class _Evil:
 
 
 @pytest.fixture(scope="module")
-def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
+def workspace(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("workspace")
     trainer(tiny_corpus, folder / "run", max_updates=1).fit()
     model = folder / "model.safetensors"
     model_file.write(model, model_file.read(folder / "run"))
@@ -77,7 +77,7 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
         dictionary = folder / name / "dict.de.txt"
         dictionary.write_text("".join(dictionary.read_text(encoding="utf-8").splitlines(keepends=True)[:100]))
     (folder / "fairseqs-cut" / "preprocess.json").unlink()
-    return Place(folder, tiny_corpus)
+    return Workspace(folder, tiny_corpus)
 
 
 # The command, its arguments ({here} and {corpus} are replaced), and texts that the error must contain.
@@ -267,13 +267,13 @@ def test_user_error_exits_with_code_2_and_names_the_key(
     command: str,
     arguments: str,
     named: str,
-    place: Place,
+    workspace: Workspace,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    filled = {"here": place.folder, "corpus": place.corpus, "new": tmp_path / "new"}
+    filled = {"here": workspace.folder, "corpus": workspace.corpus, "new": tmp_path / "new"}
     main = recipes_main if command == "recipes" else importlib.import_module(f"seqtk.cli.{command}").main
     with pytest.raises(SystemExit) as ended:
         main(arguments.format(**filled).split())
@@ -286,13 +286,13 @@ def test_user_error_exits_with_code_2_and_names_the_key(
     assert "Traceback" not in errors
     for words in named.format(**filled).split("|"):
         assert words in errors
-    assert not (place.folder / "was-run").exists()
-    assert not (place.folder / "x").exists()
+    assert not (workspace.folder / "was-run").exists()
+    assert not (workspace.folder / "x").exists()
     assert not (tmp_path / "new" / "latest").exists()
 
 
 def _without_progress(errors: str) -> str:
-    """Returns the lines after the output of the run's progress."""
+    """Returns the error at the end of the output, without lines about the progress of a run."""
     lines = errors.splitlines(keepends=True)
     first = next((number for number, line in enumerate(lines) if line.startswith("seqtk-")), 0)
     return "".join(lines[first:])

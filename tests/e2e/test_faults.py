@@ -155,9 +155,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_checkpoint_falls_back_to_the_previous(
-    whole: Whole, tiny_corpus: Path, tmp_path: Path, how: str
-) -> None:
+def test_run_skips_a_damaged_checkpoint(whole: Whole, tiny_corpus: Path, tmp_path: Path, how: str) -> None:
     save_dir = tmp_path / "run"
     run = Run(tiny_corpus, save_dir)
     wait_for_update(run, 35)
@@ -172,7 +170,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
-    """The run reads the open file until it opens the file again. Then the run ends, and resumes with the file."""
+    """The run ends when it opens the missing file again. After the file is restored, the run resumes."""
     corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
     run = Run(corpus, save_dir, f"batch.workers={workers}")
     wait_for_update(run, 5)

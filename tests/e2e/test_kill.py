@@ -44,7 +44,7 @@ ARGUMENTS = [
 
 
 def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
-    """Starts the same training command for every run. Only the folder differs."""
+    """Starts a training command. All runs have the same settings, except for the folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "seqtk.cli.train", f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS],
         text=True,

@@ -2,8 +2,8 @@
 
 A translation model reverses strings of digits. The source position for a target position depends on the source length.
 Only the encoder's self-attention can find it, because each position of the decoder attends only to itself. Without
-self-attention 0.015 to 0.040 of the new strings are right, at 0.69 to 0.77 nats, over five seeds.
-A language model repeats text that it has read, with every kind that has a causal role.
+self-attention, over five seeds, only 1.5 to 4 % of the new strings are correct, at 0.69 to 0.77 nats per token.
+A language model repeats text that it has read, with every kind of layer that supports causal self-attention.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ FEW = {"rank": 8, "buckets": 2, "redraw": False}
 
 
 def sized(kind: str, **sizes: int) -> dict[str, Any]:
-    """Returns a config tree of the kind with the entries of `sizes` that it has as settings."""
+    """Returns a config tree of the layer `kind`, with the entries of `sizes` that are settings of this kind."""
     known = {field.name for field in dataclasses.fields(attentions.config_type(kind))}
     return {"kind": kind, **{key: value for key, value in sizes.items() if key in known}}
 
@@ -129,8 +129,8 @@ REPEATED = 4
 def recall(folder: Path, *, seed: int, attention: dict[str, Any]) -> float:
     """Returns nats per token, on new lines, of a language model of lines that contain four digits twice.
 
-    A model that recalls the first four predicts the others: 4 ln 10 nats in 9 tokens, 1.02 per token. A model that does
-    not must guess all eight: 2.05.
+    A model that recalls the first four digits predicts the last four: 4 ln 10 nats in 9 tokens, 1.02 per token. A model
+    that does not recall them must guess all eight digits: 2.05.
     """
     draw = random.Random(seed)
     digits = ["".join(draw.choices("0123456789", k=REPEATED)) for _ in range(TRAIN + VALID)]

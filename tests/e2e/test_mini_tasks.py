@@ -23,7 +23,7 @@ SETTINGS = "threads=1 device=cpu max_updates=500 validation.every=500 log.tensor
 def test_listops_model_beats_root_operator_baseline(
     attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Single runs scored 46.6 (softmax) and 42.5 (linear). Predicting from the root operator scores about 20."""
+    """Accuracies of single runs: 46.6 % (softmax), 42.5 % (linear), about 20 % from the root operator alone."""
     seed = random.randrange(2**31)
     prepare.main(["mini_listops", *SHAPE, f"seed={seed}", f"destdir={tmp_path}/data"])
     found = re.search(r"root operator (\S+)%", capsys.readouterr().out)

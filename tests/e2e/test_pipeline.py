@@ -40,7 +40,7 @@ class Output:
 
 
 def call(main: Callable[[list[str]], None], *arguments: str) -> Output:
-    """Runs a command in this process."""
+    """Runs a command in this process, and returns its output."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         main([*arguments])
@@ -179,7 +179,7 @@ def test_fairseq_format_can_be_parsed_by_shell_tools(run: Run, valid: Output) ->
     assert figures in final
 
 
-def test_json_has_equal_translations_and_scores(run: Run, valid: Output) -> None:
+def test_json_and_text_format_have_equal_translations(run: Run, valid: Output) -> None:
     items: list[dict[str, Any]] = [json.loads(line) for line in run.generate("split=valid", "format=json").lines]
     assert [item["index"] for item in items] == list(range(LINES["valid"]))
     assert [item["reference"] for item in items] == run.text("valid", "de")

@@ -63,7 +63,7 @@ def test_every_hypothesis_obeys_the_search_options(config, lengths, seed):
     rows=some.integers(1, 4), size=some.integers(1, 40), count=some.integers(1, 12), levels=some.integers(1, 5),
     seed=some.integers(0, 10**6),
 )  # fmt: skip
-def test_best_function_equals_a_stable_sort(rows, size, count, levels, seed):
+def test_top_scores_equal_a_stable_sort(rows, size, count, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     scores_BN = torch.randint(0, levels, (rows, size), generator=generator).float()
     values, indices = best(scores_BN, count=count)
