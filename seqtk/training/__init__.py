@@ -1,1 +1,1 @@
-"""The training loop of all tasks, and what belongs to a run: engines, logs, validation, checks and recovery."""
+"""The training loop of all tasks, and the engines, logs, validation, checks and error handling of a run."""

@@ -4,6 +4,8 @@ The search runs forward and backward passes, without updates, for increasing bat
 with examples of median length. On a GPU, it measures the peak of the allocated memory and uses at most 90% of the free
 memory. On a CPU, it estimates the peak as twice the size of the tensors stored for the backward pass, to allow for
 temporary tensors, and uses at most half of the free memory. A resumed run uses the size in its checkpoint.
+
+N examples, D sides of an example (source and target, or one).
 """
 
 import os
@@ -39,28 +41,28 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
     Args:
         config: The run's config.
-        step: Computes the loss of a batch; not yet compiled or wrapped.
+        step: The train step, before it is compiled or wrapped.
         task: The task, which collates the batches.
         train_set: The training examples.
         engine: The engine of the run.
 
     Raises:
-        UserError: If the free memory of the device is unknown, if the longest example does not fit, or if
-            `batch.tokens_per_update` is too small for it.
+        UserError: If the free memory of the device is unknown, or if the longest example does not fit into memory or
+            into `batch.tokens_per_update`.
     """
     batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
-    parts = engine.size * (1 if is_auto(update_freq) else update_freq)
-    share = None if total is None else ceil(total / parts)
+    micro_batches = engine.size * (1 if is_auto(update_freq) else update_freq)
+    limit = None if total is None else ceil(total / micro_batches)
     tokens = batch.max_tokens
     if is_auto(tokens):
-        kept, longest = _kept(Path(config.save_dir)), _longest(train_set, batch)
-        if not kept and share is not None and share < longest:
+        saved, longest = _saved_max_tokens(Path(config.save_dir)), _longest(train_set, batch)
+        if not saved and limit is not None and limit < longest:
             raise UserError(
                 f"batch.tokens_per_update={total} is too small for the longest example, which has {longest:,} tokens.",
-                f"Set batch.tokens_per_update to {parts * longest} or more, or batch.max_length={share}.",
+                f"Set batch.tokens_per_update to {micro_batches * longest} or more, or batch.max_length={limit}.",
             )
-        found = kept or min(engine.gather(_largest(step, task, train_set, batch, share, device=engine.device)))
-        tokens = found if share is None or kept else max(ceil(share / ceil(share / found)), longest)
+        found = saved or min(engine.gather(_largest(step, task, train_set, batch, limit, device=engine.device)))
+        tokens = found if limit is None or saved else max(ceil(limit / ceil(limit / found)), longest)
     if is_auto(update_freq):
         assert total is not None
         assert tokens is not None
@@ -74,12 +76,12 @@ def _longest(train_set: Dataset, config: BatchingConfig) -> int:
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
-def _kept(save_dir: Path) -> int | None:
-    """Returns `batch.max_tokens` of the run's newest intact checkpoint, or None if there is none."""
-    folder = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
-    for place in () if folder is None else (folder, *reversed(model_file.checkpoint_folders(save_dir))):
+def _saved_max_tokens(save_dir: Path) -> int | None:
+    """Returns `batch.max_tokens` of the run's newest intact checkpoint, or None if there is no checkpoint."""
+    latest = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
+    for folder in () if latest is None else (latest, *reversed(model_file.checkpoint_folders(save_dir))):
         try:
-            tokens = model_file.read_config(place / "model.safetensors")["batch"]["max_tokens"]
+            tokens = model_file.read_config(folder / "model.safetensors")["batch"]["max_tokens"]
         except (UserError, KeyError):  # damaged: the run resumes from an older checkpoint
             continue
         return tokens if isinstance(tokens, int) else None
@@ -87,9 +89,9 @@ def _kept(save_dir: Path) -> int | None:
 
 
 def _largest(
-    step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, share: int | None, *, device: torch.device
+    step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, limit: int | None, *, device: torch.device
 ) -> int:
-    """Returns the largest number of tokens in a batch that fits into memory, at most `share` if it is not None."""
+    """Returns the number of tokens of the largest batch that fits into memory, at most `limit` if it is not None."""
     free = available_memory(device)
     if free is None:
         raise UserError(
@@ -100,9 +102,9 @@ def _largest(
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
-        return share or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
+        return limit or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
     least = int(longest_N[order_N[0]])
-    most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
+    most = limit or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
     if device.type == "cuda":
         budget = 0.9 * free - _optimizer_bytes(step)
@@ -136,13 +138,13 @@ def _bytes(
     *,
     device: torch.device,
 ) -> int | None:
-    """Returns the bytes that a batch of `size` tokens requires, or None if it does not fit into memory.
+    """Returns the number of bytes that a batch of `size` tokens requires, or None if it does not fit into memory.
 
-    This is the maximum of two batches: of the longest examples, and of examples of median length.
+    Measures a batch of the longest examples and a batch of examples of median length, and returns the maximum.
 
     Args:
-        order_N: The usable examples, longest first.
-        longest_N: The length of the longer side of each example.
+        order_N: The indices of the usable examples, from the longest to the shortest.
+        longest_N: The length of each example, or of its longer side if it has two sides.
         most_rows: The maximum number of examples in a batch. None: no limit.
     """
     used = [0]
@@ -164,7 +166,7 @@ def _bytes(
 
 
 def _pass(step: TrainStep, batch: Batch) -> int:
-    """Runs a forward and a backward pass. Returns the bytes that they allocate in addition to those in use before."""
+    """Runs a forward and a backward pass. Returns the peak of the memory that the passes allocate, in bytes."""
     device = batch.ids_B.device
     step.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -179,16 +181,16 @@ def _pass(step: TrainStep, batch: Batch) -> int:
 
 
 def _optimizer_bytes(step: TrainStep) -> int:
-    """Returns the size of Adam's two moments of all trainable weights in bytes. (`_pass` measures the gradients.)"""
+    """Returns the size in bytes of Adam's two moments for all trainable weights. (`_pass` measures the gradients.)"""
     return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)
 
 
 def available_memory(device: torch.device) -> int | None:
     """Returns the number of bytes that this process can still use on a device, or None if it is unknown."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         try:
-            return int(torch.cuda.mem_get_info(device)[0]) + held
+            return int(torch.cuda.mem_get_info(device)[0]) + cached
         except RuntimeError:  # as on some AMD GPUs in containers: "HIP error: invalid argument"
             return None
     limits = []
@@ -204,7 +206,7 @@ def available_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Context manager that collects address → size of the tensors that a forward pass saves for the backward pass.
+    """Context manager that yields a dict: address → size of each tensor that is saved for the backward pass.
 
     Weights are not counted, and neither are the full weights that `fully_shard` gathers for a block.
     """

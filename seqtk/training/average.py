@@ -20,7 +20,7 @@ class AverageConfig:
 
 
 class WeightAverage:
-    """The average of the weights: a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) after t updates.
+    """The average a of the weights w: a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) after t updates.
 
     Because d is small in the first updates, the average soon no longer depends on the initial weights (as in
     TensorFlow's ExponentialMovingAverage). Frozen weights and buffers are not averaged. `tensors` has one average for
@@ -33,19 +33,19 @@ class WeightAverage:
         self.tensors = {name: weight.clone() for name, weight in self._weights.items()}
 
     def update(self, step: int, *, made: Tensor) -> None:
-        """Updates the average after update `step`, counted from 0. If `made` is false, the update was skipped."""
+        """Updates the average after update `step`, counted from 0, unless this update was skipped (`made` is false)."""
         share = 1 - min(self.config.decay, (1 + step) / (10 + step))
-        weights, averages = self._parts()
+        weights, averages = self._shards()
         differences = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(differences, made.to(averages[0].dtype) * share)
         torch._foreach_add_(averages, differences)
 
-    def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns (this process's shards of the weights, its shards of the averages)."""
+    def _shards(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns (weights, averages). Of sharded tensors, returns this process's shards."""
         return list(map(local_part, self._weights.values())), list(map(local_part, self.tensors.values()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the averages of the weights in `tensors`."""
+        """Copies averages from `tensors` (name of a weight → average). Does not change other averages."""
         for name, average in self.tensors.items():
             if name in tensors:
                 average.copy_(tensors[name])
@@ -56,7 +56,7 @@ class WeightAverage:
         if not self.config.validate:
             yield
             return
-        weights, averages = self._parts()
+        weights, averages = self._shards()
         kept = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, averages)
         try:

@@ -56,32 +56,32 @@ def check_run(
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises an error with the reason
     numbers = [np.arange(len(dataset)) for dataset in validated.values()]
-    read = zip(["training", *validated], [train_set, *validated.values()], [kept, *numbers], strict=True)
-    _check_lengths(config, list(read), task=task, model=model)
+    sets = zip(["training", *validated], [train_set, *validated.values()], [kept, *numbers], strict=True)
+    _check_lengths(config, list(sets), task=task, model=model)
 
 
 def _check_lengths(
-    config: TrainConfig, read: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
+    config: TrainConfig, sets: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
 ) -> None:
     """Raises UserError if an example is longer than the model allows.
 
-    `read` lists (name, dataset, indices of the examples that are read): first the training set, then validation sets.
+    `sets` lists (name, dataset, indices of the examples to check): first the training set, then validation sets.
     """
-    for place, (split, dataset, numbers) in enumerate(read):
+    for index, (split, dataset, numbers) in enumerate(sets):
         sizes_ND = dataset.sizes_ND[numbers]
         for longer in task.too_long(sizes_ND, model):
             side, limit = longer.side, longer.limit
-            own = next(
+            model_key = next(
                 (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
             )
-            key, needed = f"model.{own}", int(longer.sizes.max())
+            key, needed = f"model.{model_key}", int(longer.sizes.max())
             narrowest = model.most_restrictive_layer(side)
-            if narrowest is not None and limit != getattr(config.model, own, None):
+            if narrowest is not None and limit != getattr(config.model, model_key, None):
                 needed += (narrowest.max_length or 0) - limit  # memory tokens also occupy positions
                 key = config.length_key(narrowest.slot)
             number = numbers[longer.examples[0]]
             other = task.shortening(training=True) or (
-                f"batch.max_length={limit} to skip them" if place == 0 else "remove them from the validation text"
+                f"batch.max_length={limit} to skip them" if index == 0 else "remove them from the validation text"
             )
             raise UserError(
                 f"{how_many(len(longer.sizes), f'{split} example')} too long: the model allows {limit} {side} tokens.",
@@ -111,7 +111,7 @@ def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[
 
 
 def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
-    """Yields lines that describe a run: the model, the data, truncated and skipped examples, and planned batches."""
+    """Yields lines that describe a run: the model, the data, truncated and skipped examples, and the padding."""
     config, engine, task, model, train_set = run.config, run.engine, run.task, run.model, run.train_set
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -193,7 +193,7 @@ def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     or_recompute = "" if recomputes else ", or model.recompute_blocks=all"
     if is_auto(config.batch.max_tokens):
         return (
-            "Less memory is free now than when batch.max_tokens=auto was resolved.",
+            "Less memory is free now than when batch.max_tokens=auto was measured.",
             f"Stop other programs on this device, set batch.max_tokens to a number{or_recompute}.",
         )
     key, value = "batch.max_tokens", config.batch.max_tokens

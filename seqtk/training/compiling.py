@@ -31,8 +31,8 @@ from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError, how_many
 
 MAX_GRAPHS = 32
-"""Maximum number of graphs of a function without `batch.shapes`. A layer that is recompiled for more lengths than this
-runs eagerly."""
+"""Maximum number of graphs of a function if `batch.shapes` is not set. A layer that is recompiled for more lengths than
+this runs eagerly."""
 
 
 def uncompiled() -> AbstractContextManager[None]:
@@ -109,7 +109,7 @@ class Compilation:
         return bool(self.shapes and config.update_freq == 1 and config.batch.streams is None and not reads)
 
     def _run(self, batch: Batch, state: State) -> tuple[Tensor, Stats, State]:
-        """Replaces `TrainStep.compute`."""
+        """Replaces `TrainStep.compute`. Runs compiled code in training, unless compilation has failed."""
         if self.mode == "off" or not self.step.training:
             return TrainStep.compute(self.step, batch, state)
         weight: Any = batch.weight
@@ -135,7 +135,7 @@ class Compilation:
             vars(block).pop("forward", None)
         name = type(error).__name__
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), name)
-        culprit, place = self._culprit(error)
+        failed, line = self._failed_layers(error)
         if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
             why, fix = "is recompiled for every length", "Set batch.shapes=16"
         elif isinstance(error, torch._dynamo.exc.BackendCompilerFailed) or not isinstance(
@@ -144,14 +144,17 @@ class Compilation:
             self.log().info(f"Warning: compile={mode} is not possible on this machine; training runs eagerly. {reason}")
             return
         else:
-            why, fix = f"cannot be compiled{place}: {reason}", "Set compile=off"
-        message = f"compile={mode}: {culprit} {why}."
+            why, fix = f"cannot be compiled{line}: {reason}", "Set compile=off"
+        message = f"compile={mode}: {failed} {why}."
         if self.is_required:
             raise UserError(message, f"{fix}, or choose a different layer.")
         self.log().info(f"Warning: {message} Training runs eagerly.")
 
-    def _culprit(self, error: Exception) -> tuple[str, str]:
-        """Returns the attention layers in whose file the compiler failed, and the line; or else ("the model", "")."""
+    def _failed_layers(self, error: Exception) -> tuple[str, str]:
+        """Returns, as text, the attention layers in whose file the compiler failed, and the line.
+
+        Returns ("the model", "") if it did not fail in the file of an attention layer.
+        """
         for path, line in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
             layers = [layer for _, layer in self.step.model.attention_layers() if _file_of(type(layer)) == path]
             if layers:
@@ -163,8 +166,8 @@ class Compilation:
     def _announce(self) -> None:
         """Logs that compilation has started."""
         if self.graphs == 1:
-            each = f"each of up to {how_many(self.shapes, 'shape')}" if self.shapes else "the first shapes"
-            self.log().info(f"Compiling ({self.mode}): the first update of {each} takes longer.")
+            which = f"first update of each shape (up to {self.shapes})" if self.shapes else "first updates"
+            self.log().info(f"Compiling ({self.mode}), which slows down the {which}.")
         self.log().status("compiling")
 
     @property
@@ -183,7 +186,7 @@ class Compilation:
 
 
 def _file_of(layer: type) -> str | None:
-    """Returns the path of the file that defines a class. None for a class that is defined interactively."""
+    """Returns the path of the file that defines a class, or None if the class is defined interactively."""
     return getattr(sys.modules.get(layer.__module__), "__file__", None)
 
 
@@ -205,7 +208,7 @@ class _Watch:
         self.started: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
-        """Registers callbacks with torch if they are not registered, because `torch.compiler.reset` removes them."""
+        """Registers callbacks with torch, unless they are registered. (`torch.compiler.reset` removes them.)"""
         from torch._dynamo.callback import callback_handler  # imported here, because it takes a second
 
         if self._start not in callback_handler.start_callbacks:

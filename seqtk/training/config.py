@@ -128,9 +128,9 @@ class LogConfig:
     tensorboard: bool = setting(True, help="Also write to save_dir/tensorboard if log.sinks does not list tensorboard.")
     histograms: int = setting(0, at_least=0, help="Number of updates between histograms of the weights. 0: never.")
     peak_tflops: float | None = setting(
-        None, above=0, help="Peak TFLOP/s of the device in this precision, to compute mfu. null: known for many GPUs."
+        None, above=0, help="Peak TFLOP/s of the device in this precision, to compute mfu. null: the GPU's, if known."
     )
-    samples: int = setting(3, at_least=0, help="Number of outputs to log to TensorBoard at each decoded validation.")
+    samples: int = setting(3, at_least=0, help="Number of decoded outputs to log to TensorBoard at each validation.")
 
     def all_sinks(self) -> tuple[SinkConfig, ...]:
         """Returns the sinks, including TensorBoard if `tensorboard` is true."""
@@ -285,7 +285,7 @@ class TrainConfig:
             self.validation.search.check(key="validation.search")
 
     def _check_validated(self) -> None:
-        """Raises UserError if a setting has no effect without validation."""
+        """Raises UserError if validation is disabled and a setting requires it."""
         used = {
             "validation.patience": self.validation.patience > 0,
             "validation.sets": bool(self.validation.sets),
@@ -300,7 +300,7 @@ class TrainConfig:
     def _check_auto(self) -> None:
         if self.batch.tokens_per_update is not None and not self.auto_keys:
             raise UserError(
-                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect: no setting is auto.",
+                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect without auto.",
                 "Set batch.max_tokens=auto or update_freq=auto, or batch.tokens_per_update=null.",
             )
         if self.auto_keys and self.batch.streams is not None:
@@ -332,9 +332,10 @@ class TrainConfig:
         )
 
     def length_key(self, slot: str) -> str:
-        """Returns the key that sets `max_length` of the attention layers with the config key `slot`.
+        """Returns the key that sets `max_length` of the attention layers in `slot`.
 
-        This is the alias `attention.max_length` if it sets these layers, and `{slot}.max_length` otherwise.
+        This is `attention.max_length`, which sets several slots, if it also sets `slot`. Otherwise, it is
+        `{slot}.max_length`.
         """
         try:
             changed = schema.update(self, "attention.max_length", 2**31)

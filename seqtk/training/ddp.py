@@ -51,7 +51,7 @@ class DDP(Engine):
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         self._heartbeat: Heartbeat | None = None
         if self.size > 1 and not dist.is_initialized():
-            # gloo reduces all values that are on the host, so that this never waits for a GPU.
+            # gloo reduces values that are on the host, which never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
                 store, prefix = meet(rank=self.rank, size=self.size, timeout=self.timeout)
@@ -120,14 +120,14 @@ class DDP(Engine):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
         others = self._silent_processes()
-        named = ", ".join(map(str, others)) or "another one"
+        named = f"Process {', '.join(map(str, others))}" if others else "Another process"
         if "timed out" in text or "timeout" in text:
             limit = f"parallel.timeout={self.timeout:g} seconds"
-            return f"Process {named} did not respond to process {self.rank} within {limit}."
-        return f"Process {named} has ended, so process {self.rank} also ends."
+            return f"{named} did not respond to process {self.rank} within {limit}."
+        return f"{named} has ended, so process {self.rank} also ends."
 
     def _silent_processes(self) -> list[int]:
-        """Returns the ranks of processes that report no error within seconds: they have ended or do not respond."""
+        """Returns the ranks of the processes that have ended or hang: they report no error within REPORTING seconds."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(RuntimeError):  # the store may have ended with its process
             store = dist.distributed_c10d._get_default_store()

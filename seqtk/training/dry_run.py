@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 
 
 def _modules(run: Trainer) -> Iterator[str]:
-    """Yields lines with the parameters of each module, and its factor of the learning rate if it is not 1."""
+    """Yields a line for each module: the number of parameters, frozen tensors, and the factor of the learning rate."""
     config, parameters = run.config, dict(run.model.named_parameters())
     factors = rate_scales(run.model, config.lr_scales, layer_decay=config.layer_decay)
     rows = []
@@ -99,7 +99,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
 
 
 def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
-    """Yields lines with the memory of each part of an update in this process."""
+    """Yields lines with the memory that an update requires in this process: weights, gradients, and so on."""
     weights = [*run.model.parameters(), *run.model.buffers()]
     states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     parts = {

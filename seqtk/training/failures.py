@@ -1,4 +1,4 @@
-"""Handles updates and validations with NaN or infinite numbers: finds the cause, writes a replay file, stops or skips.
+"""Handles NaN and infinite numbers in an update or a validation: finds the cause, writes a replay file, stops or skips.
 
 Nothing in this file runs before a failure.
 """
@@ -30,7 +30,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
         update: The update.
 
     Raises:
-        NotFiniteError: Unless the update may be skipped. Before that, saves the state before the update.
+        NotFiniteError: If the update must not be skipped. Before that, the state before the update is saved.
     """
     ((_, micro_batches),) = load_updates([update], run.train_set, run.task.collate, device=run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
@@ -62,11 +62,11 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
     Args:
         run: The run.
         split: The name of the validation set.
-        name, value: The metric.
-        after: The state after this validation.
+        name, value: The name and the value of the metric.
+        after: The state of the run after this validation, if it is ignored.
 
     Raises:
-        NotFiniteError: Unless the validation may be ignored. The last validation of a run must be finite.
+        NotFiniteError: If the validation must not be ignored. The last validation of a run is never ignored.
     """
     config = replace(run.config, validation=replace(run.config.validation, decode=False))
     with uncompiled(), probing(run.step) as probe:
@@ -83,12 +83,12 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
 
 
 def refuse_weights(run: "Trainer", name: str) -> None:
-    """Raises NotFiniteError: the weight `name` is not finite."""
+    """Raises NotFiniteError for the weight `name`, which is not finite."""
     raise NotFiniteError(f"The weight {name} is not finite after update {run.state.update:,}.", _advice(run))
 
 
 def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
-    """Writes a replay file with the inputs of all processes. Returns a line for the log."""
+    """Writes a replay file with the inputs of all processes. Returns a line for the log that describes the file."""
     every = run.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
     failure = Failure(run.state.update, training, scale, every)

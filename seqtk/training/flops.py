@@ -96,7 +96,7 @@ class ModelFlops:
         """Returns the number of FLOPs of a forward and backward pass over examples.
 
         Args:
-            sizes_ND: The lengths of the examples: (examples,) or (examples, sides).
+            sizes_ND: The lengths of the examples, of shape (examples,) or (examples, 2) for source and target.
         """
         lengths_ND = sizes_ND.reshape(len(sizes_ND), -1).astype(np.float64)
         source_N, target_N = lengths_ND[:, 0], lengths_ND[:, -1]

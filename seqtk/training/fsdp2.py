@@ -44,7 +44,7 @@ class FSDP2(DDP):
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
         self._releases: dict[FSDPModule, bool] = {}
-        """(Sharded module, True if it releases its full weights after the forward pass) for all sharded modules."""
+        """Sharded module → True if it releases its full weights after the forward pass."""
         self._rounded: list[nn.Module] = []
         """The sharded modules that gather their weights in autocast's dtype."""
         self._is_unsharded = False
@@ -75,7 +75,7 @@ class FSDP2(DDP):
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
         check_shared(step, blocks)
         for module in (*blocks, step):
-            # The other weights of `step` are tables, whose rows autocast does not round, and the last norms.
+            # The weights outside the blocks are embedding tables, which autocast does not round, and the last norms.
             # Auxiliary losses read the weights of their layers after the forward pass.
             releases = module is not step and not penalized_layers(module)
             policy = rounded if releases and dtype is not None else precise
@@ -97,12 +97,12 @@ class FSDP2(DDP):
         if not self._is_unsharded:
             for module in block.modules():
                 if type(module) is not Linear:
-                    module.__dict__ |= {name: parameter.float() for name, parameter in _own(module)}
+                    module.__dict__ |= {name: parameter.float() for name, parameter in _own_parameters(module)}
 
     def _narrow(self, block: nn.Module, *_: Any) -> None:
         if not self._is_unsharded:
             for module in block.modules():
-                for name, _weight in _own(module):
+                for name, _weight in _own_parameters(module):
                     module.__dict__.pop(name, None)
 
     @contextmanager
@@ -115,7 +115,7 @@ class FSDP2(DDP):
     def unsharded(self, wrapped: nn.Module) -> Iterator[None]:
         for block in self._rounded:  # decoding does not run under autocast
             for module in block.modules():
-                module.__dict__ |= {name: self.full(parameter.detach()) for name, parameter in _own(module)}
+                module.__dict__ |= {name: self.full(parameter.detach()) for name, parameter in _own_parameters(module)}
         for each in self._releases:
             each.set_reshard_after_forward(False, recurse=False)
             each.unshard()
@@ -190,8 +190,8 @@ class FSDP2(DDP):
         super().close()
 
 
-def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns (name, parameter) of a module, without the parameters of its submodules."""
+def _own_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Returns a list of (name, parameter) of a module, without the parameters of its submodules."""
     return list(module.named_parameters(recurse=False))
 
 

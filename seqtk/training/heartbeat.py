@@ -14,21 +14,22 @@ from torch.distributed.distributed_c10d import PrefixStore
 INTERVAL = 2.0
 """Seconds between two heartbeats."""
 LIMIT = 18.0
-"""Seconds without a heartbeat after which a process is lost. Time in which this process is suspended does not count."""
+"""A process is lost after this many seconds without a heartbeat. Time in which this process is suspended is not
+counted."""
 FINISHED = -(10**9)
 
 
 class Heartbeat:
     """Sends heartbeats of this process to the store of the run, and monitors the heartbeats of the next rank.
 
-    If the next rank sends no more heartbeats, the store announces to all processes that it is lost. One thread
-    communicates with the store, and may block if the host of the store is lost. A second thread ends this process if a
-    process is lost or the store does not respond.
+    If the next rank sends no more heartbeats, this process records in the store that the rank is lost. All processes
+    read this record. One thread communicates with the store, and may block if the host of the store is lost. A second
+    thread ends this process if a process is lost or the store does not respond.
 
     Args:
         rank, size: The rank of this process, and the number of processes.
         host, port: The address of the store.
-        prefix: The prefix of this start's keys in the store (see `seqtk.training.rendezvous`).
+        prefix: The prefix of all keys of this start of the run in the store (see `seqtk.training.rendezvous`).
     """
 
     def __init__(self, *, rank: int, size: int, host: str, port: int, prefix: str) -> None:
@@ -43,7 +44,7 @@ class Heartbeat:
         threading.Thread(target=self._watch, name="heartbeat watch", daemon=True).start()
 
     def close(self) -> None:
-        """Stops the heartbeats, and announces that this process has finished."""
+        """Stops the heartbeats, and records in the store that this process has finished."""
         self._done.set()
         self._beating.join(INTERVAL)
 

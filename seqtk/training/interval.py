@@ -18,8 +18,8 @@ WEIGHT_SUFFIX = "/weight"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Values that were copied from the device to the host."""
+class HostSums:
+    """The sums of an interval, copied from the device to the host."""
 
     sums: dict[str, float]
     """Name → sum over the interval."""
@@ -40,18 +40,18 @@ class Interval:
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self.unread: list[tuple[TrainState, Update]] = []
-        """(Update, state before the update) for all updates since the sums were last read."""
+        """(State before the update, update) for all updates since the sums were last read."""
         self._device = device
         self.forget_failure()
 
     def forget_failure(self) -> None:
-        """Stops skipping updates after a failure."""
+        """Resets the failure, so that the next updates are not skipped."""
         self._finite = torch.ones((), dtype=torch.bool, device=self._device)
         self.has_failed = False
         """True if the host already knows that the last update failed."""
 
     def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
-        """Returns two boolean tensors: if an update changes the weights, and if it is skipped to lower the loss scale.
+        """Returns two boolean tensors: if an update is made, and if it is skipped because float16 overflows.
 
         Args:
             values: The norm of the gradient, then the statistics of the update.
@@ -82,7 +82,7 @@ class Interval:
             values: One scalar for each name.
             weight: The weight of the update.
             made: True if the weights were changed; False for a skipped update.
-            overflow: True if the update was skipped because float16 overflowed. These updates are counted.
+            overflow: True if the update was skipped because float16 overflowed. Such updates are counted.
             before: The sums when they were last read. Only the first call uses them, to continue a resumed interval.
         """
         if self._sums is None:
@@ -93,7 +93,7 @@ class Interval:
         counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
         self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
 
-    def read(self, more: Tensor | None, *, before: Mapping[str, float]) -> Reading | None:
+    def read(self, more: Tensor | None, *, before: Mapping[str, float]) -> HostSums | None:
         """Reads the sums, and the elements of `more`, in one transfer. Returns None if there was no update.
 
         Args:
@@ -107,7 +107,7 @@ class Interval:
         sums = dict(zip(self._names, values[:count], strict=True))
         finished = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
         unread, self.unread = self.unread, []
-        return Reading(sums, values[count:], unread[finished] if finished < len(unread) else None)
+        return HostSums(sums, values[count:], unread[finished] if finished < len(unread) else None)
 
 
 def interval_values(
@@ -116,11 +116,11 @@ def interval_values(
     """Computes the values of a log line, for an interval with at least one update.
 
     Args:
-        sums: The sums from `Interval.read`, and the seconds.
+        sums: The sums from `Interval.read`, and the sum `seconds`.
         names: The names of the metrics.
-        unit: The plural noun for targets.
+        unit: The plural noun for targets, such as "tokens".
         lr: The learning rate of the last update.
-        loss_scale: The loss scale of float16. None: a different precision.
+        loss_scale: The loss scale, or None if the precision is not fp16.
     """
     weight, count = sums["weight"], sums["updates"]
     others = ("weight", "updates", "seconds", "norm", OVERFLOWS)

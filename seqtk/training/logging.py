@@ -40,12 +40,15 @@ class RunInfo:
     resumed_at: int = 0
     """The update of the checkpoint from which the run resumes. 0: a new run."""
     pending_validation: bool = False
-    """True if the run starts with the validation of that update."""
+    """True if the run starts with the validation after update `resumed_at`."""
     max_updates: int = 0
     """The configured number of updates. 0: it is not set."""
 
     def keeps(self, kind: str, update: int) -> bool:
-        """Returns True if an earlier session's entry is kept, because its update or validation is not repeated."""
+        """Returns True if a log keeps an entry of an earlier session.
+
+        It does not keep entries whose update or validation is repeated.
+        """
         repeated = self.pending_validation and kind.startswith("valid") and update == self.resumed_at
         return 0 < update <= self.resumed_at and not repeated
 
@@ -177,7 +180,7 @@ class TensorBoardConfig(SinkConfig):
 
 
 def _ignore_tensorboard(error: threading.ExceptHookArgs) -> None:
-    """Prints the exception of a thread, except of TensorBoard's thread.
+    """Prints the exception of a thread, unless it is TensorBoard's thread.
 
     TensorBoard's writer raises the exception of its thread again in the next call.
     """

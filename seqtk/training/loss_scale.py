@@ -29,7 +29,7 @@ class LossScale:
         return self.values[0]
 
     def state(self, values: Sequence[float]) -> dict[str, float]:
-        """Returns the state for a checkpoint, from `values` that the host has read."""
+        """Returns the state to save in a checkpoint, from the elements of `self.values` on the host."""
         return dict(zip(self.names, values, strict=True))
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:

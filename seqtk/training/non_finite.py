@@ -47,7 +47,7 @@ class Origin:
     """The name of the module or weight."""
     rank: int = 0
     ids: tuple[int, ...] = ()
-    """The examples of the batch."""
+    """The indices of the examples in the batch."""
 
     def __str__(self) -> str:
         return {
@@ -119,7 +119,9 @@ def _shown(name: str) -> str:
 
 
 def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
-    """Returns the origin of a failure over all processes: the earliest stage, then the lowest rank. Collective.
+    """Returns the origin of a failure. Collective.
+
+    Of several processes, returns the origin of the earliest stage; of equal stages, the origin of the lowest rank.
 
     Args:
         probe: The probe of this process, after the computation was repeated.

@@ -67,7 +67,7 @@ class Engine:
         _, processes = world()
         if processes > 1 and type(self) is Engine:
             raise UserError(
-                f"parallel=none trains in one process, but torchrun started {processes}.",
+                f"parallel=none trains in one process, but torchrun started {processes} processes.",
                 "Set parallel=ddp or parallel=fsdp2.",
             )
         self.device = local_device(device)
@@ -79,7 +79,7 @@ class Engine:
 
     @property
     def shards(self) -> bool:
-        """True if each process saves and loads a part of the optimizer's state. False: the first saves all of it."""
+        """True if each process saves and loads a part of the optimizer's state; False if the first saves all of it."""
         return False
 
     def wrap(self, step: nn.Module) -> nn.Module:
@@ -87,7 +87,7 @@ class Engine:
         return step
 
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        """Context manager in which backward passes reduce gradients over processes, or, if disabled, do not."""
+        """Context manager in which backward passes reduce gradients over processes if `enabled` is true."""
         return nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Engine:
         """Waits until every process has called this."""
 
     def collect(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
-        """Returns full tensors on the CPU in the first process, and nothing in the others.
+        """Returns full tensors on the CPU in the first process, and an empty dict in all other processes.
 
         Args:
             tensors: The tensors of this process. All processes have the same names.
@@ -135,7 +135,7 @@ class Engine:
         return full.to(like.device)
 
     def pieces(self, tensors: Tensors, *, copies: bool = False) -> Pieces:
-        """Returns the optimizer's tensors, or pieces of tensors, that this process saves. See `collect`."""
+        """Returns the optimizer's tensors, or pieces of tensors, that this process saves. Arguments as in `collect`."""
         return Pieces(self.collect(tensors, copies=copies))
 
     def empty(self, full: Tensor, like: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class TrainStep(nn.Module):
 
         Args:
             batch: The micro-batch.
-            state: The recurrent state of its rows before the micro-batch. None: its rows are starts of texts.
+            state: The recurrent state of the rows before the micro-batch. None: each row is the start of a text.
 
         Returns:
             (loss, summed over the targets; statistics for metrics; detached recurrent state after the micro-batch).
@@ -241,7 +241,7 @@ def seed_dropout(seed: int, update: int, rank: int, *, device: torch.device) -> 
 
 
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
-    """Starts the engine of `config`. None: `ddp` under torchrun, otherwise `none`."""
+    """Starts the engine of `config`. If it is None, starts `ddp` under torchrun, and `none` otherwise."""
     if config is None:
         config = engines.config_type("ddp" if world()[1] > 1 else "none")()
     return engines.build(config, device=device)

@@ -112,7 +112,7 @@ _step_counter = cache(_StepCounter)
 
 
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
-    """Yields the parameters that share one buffer: the weights of layers with the same input, then their biases."""
+    """Yields lists of parameters that share a buffer: the weights of layers with the same input, then their biases."""
     for maps in maps_of_block:
         yield [each.weight for each in maps]
         if maps[0].bias is not None:
@@ -120,7 +120,7 @@ def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
 
 
 def _first_rows(maps: tuple[Linear, ...]) -> list[int]:
-    """Returns the first row of each layer in the buffer of stacked layers."""
+    """Returns the index of the first row of each layer in the buffer that the layers share."""
     return list(accumulate([each.out_features for each in maps[:-1]], initial=0))
 
 
@@ -129,7 +129,7 @@ def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
 
 
 class _Copies(torch.autograd.Function):
-    """Returns the existing copies of the weights. The backward pass converts the gradients of the copies."""
+    """Returns the existing copies of the weights. The backward pass converts their gradients to the weights' dtype."""
 
     @staticmethod
     def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:

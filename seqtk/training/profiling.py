@@ -1,4 +1,4 @@
-"""The setting `profile=START:STOP`: torch's profiler records a trace of these updates."""
+"""The setting `profile=START:STOP`: torch's profiler records a trace of the updates from START to STOP."""
 
 import re
 from pathlib import Path

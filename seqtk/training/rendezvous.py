@@ -1,6 +1,6 @@
 """Rendezvous: all processes of a run agree on a prefix for their keys in the store. Each restart has a new prefix.
 
-torchrun keeps the same store when it restarts processes, so a process could read the address of one that has ended
+torchrun keeps the same store when it restarts processes, so a process could read the address of an ended process
 (https://github.com/pytorch/pytorch/issues/135712). torchrun's count of restarts cannot be used as a prefix, because
 each host counts separately.
 """
@@ -21,7 +21,7 @@ POLL = 0.02
 
 
 def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
-    """Waits for all processes. Returns (the run's store, a prefix for keys of this start only). Collective.
+    """Waits for all processes. Returns (the store of the run, the prefix of all keys of this start). Collective.
 
     Args:
         rank, size: The rank of this process, and the number of processes.
@@ -46,7 +46,7 @@ def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout:
     root = f"seqtk/{run}"
     if rank == 0:
         number = store.add(f"{root}/starts", 1)
-        _gather(store, root, number, size=size, timeout=timeout)
+        _answer(store, root, number, size=size, timeout=timeout)
     else:
         name = uuid.uuid4().hex
         store.set(f"{root}/arrived/{rank}", name)
@@ -55,8 +55,8 @@ def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout:
     return f"{root}/{number}"
 
 
-def _gather(store: Store, root: str, number: int, *, size: int, timeout: float) -> None:
-    """Answers each process that arrives with the number of the start, until all processes have read it."""
+def _answer(store: Store, root: str, number: int, *, size: int, timeout: float) -> None:
+    """Sends the number of the start to each process that has stored a name, until all processes have read it."""
     missing, answered, end = list(range(1, size)), set(), time.monotonic() + timeout
     while missing := [rank for rank in missing if not store.check([f"{root}/{number}/{rank}"])]:
         if time.monotonic() > end:

@@ -116,7 +116,7 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
 
 
 def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: Engine) -> tuple[float, float, Origin]:
-    """Repeats a failure.
+    """Repeats the failed update or validation.
 
     Returns:
         (loss, gradient norm (0 for a validation), where NaN or infinite numbers first appeared).

@@ -71,7 +71,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
     """Reads the config in a checkpoint.
 
     Raises:
-        UserError: If this version does not have a key of the config. The error explains how to keep the model.
+        UserError: If this version of seqtk does not have a key of the config. The error explains how to keep the model.
     """
     try:
         task = modern_task(tree.get("task", {}))
@@ -129,7 +129,7 @@ def check_resumable(
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(
-            f"{source} was trained with vocabularies that differ from {config.task.data}.",
+            f"{source} was trained with vocabularies that differ from the vocabularies in {config.task.data}.",
             f"Set task.data {same}",
         )
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
@@ -158,7 +158,7 @@ def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingCon
 
 
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
-    """Returns a line about the learning rate of the next update if it differs from the one in the saved config."""
+    """Returns a line about the learning rate of the next update if it differs between the saved and current config."""
 
     def rate(config: TrainConfig) -> float:
         limit = config.max_updates or None
@@ -174,7 +174,7 @@ def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str
 
 
 def format_list(names: Sequence[object]) -> str:
-    """Joins names with commas. In a long list, the number of the remaining names replaces them."""
+    """Joins names with commas. Shortens a long list: its last names become `3 more`."""
     few = names if len(names) <= MAX_LISTED else [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
     return ", ".join(map(str, few))
 

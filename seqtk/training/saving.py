@@ -1,7 +1,7 @@
 """Collects the tensors of a checkpoint or a best model from all processes.
 
-The first process writes them, except for the optimizer's state if each process has a part of it. They are written in a
-thread while training continues.
+The first process writes the tensors. If the optimizer's state is sharded, each process writes its part of this state. A
+thread writes them while training continues.
 """
 
 from collections.abc import Callable, Mapping

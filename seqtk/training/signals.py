@@ -54,7 +54,8 @@ class StopSignal:
     def caught(self, last_update: Callable[[], int]) -> Iterator[None]:
         """Context manager in which a signal stops the run after the current update, with a checkpoint.
 
-        The same signal again ends the run at once. A signal also interrupts a validation. The run is saved before it.
+        The same signal again ends the run at once. A signal also interrupts a validation. The run is saved before each
+        validation.
 
         Args:
             last_update: A function that returns the update after which the run will stop, for the message.
@@ -72,7 +73,7 @@ class StopSignal:
                 return
             self.noted, noted_at = number, time.monotonic()
             if self.engine.is_first:
-                line = f"Stopping after update {last_update():,}; press again to stop at once.\n"
+                line = f"Stopping after update {last_update():,}; send the signal (Ctrl-C) again to stop at once.\n"
                 with suppress(OSError):  # the terminal may be closed
                     os.write(2, f"{chr(10) if os.isatty(2) else ''}{line}".encode())  # print may be interrupted
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "other")
 SPEED = "speed/"
-"""The prefix of the names of speed sums among the sums of a log interval."""
+"""The prefix of names that mark speed figures in the sums of a log interval."""
 
 
 class Clock:
-    """Measures the time of each phase: on a CPU by the wall clock, on a GPU by CUDA events, which log lines read."""
+    """Measures the time of each phase, on a CPU by the wall clock, and on a GPU by CUDA events."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"

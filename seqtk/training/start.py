@@ -89,7 +89,7 @@ def resume_from(
     """
     saved, damage = load_latest(
         folder,
-        partial(load_checkpoint, empty=_parts(model, engine)),
+        partial(load_checkpoint, empty=_allocator(model, engine)),
         gather=engine.gather,
         otherwise="There is no older checkpoint. Set a different save_dir to start a new run.",
     )
@@ -114,8 +114,8 @@ def resume_from(
     )
 
 
-def _parts(model: nn.Module, engine: Engine) -> Empty | None:
-    """Returns a function that allocates this process's part of an optimizer tensor. None: it reads full tensors."""
+def _allocator(model: nn.Module, engine: Engine) -> Empty | None:
+    """Returns a function that allocates this process's shard of an optimizer tensor, or None if all are full."""
     if not engine.shards:
         return None
     parameters = dict(model.named_parameters())
@@ -143,7 +143,8 @@ def start_from(
         state: The initial state, with the fingerprint of the corpus and the metric.
 
     Raises:
-        UserError: If no weight matches, or if a part cannot be kept. The error names the key to change.
+        UserError: If no weight matches, or if a part that `reset` does not list cannot be kept. The error names the key
+            to change.
     """
     assert config.init_from is not None
     source = f"init_from={config.init_from}"
@@ -151,7 +152,7 @@ def start_from(
     saved: Checkpoint | None = None
     if kept:
         _check_has_state(config.init_from)
-        load = partial(load_checkpoint, empty=_parts(model, engine))
+        load = partial(load_checkpoint, empty=_allocator(model, engine))
         checkpoint, damage = _read(config.init_from, load, engine=engine)
         saved, contents = checkpoint, checkpoint.model
     else:
@@ -196,7 +197,7 @@ def _check_has_state(path: str) -> None:
     if _latest(path) is None and not (Path(path) / "state.json").is_file():
         model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
         raise UserError(
-            f"init_from={path} contains only weights, but reset= keeps other parts.",
+            f"init_from={path} contains only weights, so the parts that reset= does not list cannot be kept.",
             "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
         )
 
@@ -229,24 +230,25 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
         ]
         if others:
             raise UserError(
-                f"reset= keeps '{part}', but {source} was trained with {others[0].was}, not {others[0].now}.",
+                f"reset= does not list '{part}', but {source} was trained with {others[0].was}, not {others[0].now}.",
                 *([f"Also different: {format_list([each.key for each in others[1:]])}."] if others[1:] else []),
                 f"Set the same value, or add {part} to reset.",
             )
     if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
-            f"reset= keeps 'data', but {source} was trained on data that differ from {format_list(data_of(config))}.",
+            f"reset= does not list 'data', but {source} was trained on data that differ from "
+            f"{format_list(data_of(config))}.",
             "Add data to reset.",
         )
     if "best" in kept and saved.state.metric != state.metric:
         raise UserError(
-            f"reset= keeps 'best', but {source} recorded the best {saved.state.metric}, not the best {state.metric}.",
+            f"reset= does not list 'best', but {source} recorded the best {saved.state.metric}, not {state.metric}.",
             "Add best to reset.",
         )
     if "schedule" in kept and 0 < config.max_updates <= saved.state.update:
         raise UserError(
             f"max_updates={config.max_updates}: {source} has already made {how_many(saved.state.update, 'update')}, "
-            "and reset= keeps 'schedule'.",
+            "and reset= does not list 'schedule'.",
             "Raise max_updates, or add schedule to reset.",
         )
     return before

@@ -77,12 +77,12 @@ class StreamState:
             self.states = list(states)
 
     def gather(self) -> State:
-        """Gathers the state of all rows of all processes, on the CPU. Collective."""
+        """Returns the state of all rows of all processes, on the CPU. Collective."""
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
         return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 
     def _gather_leaf(self, own: Sequence[Tensor | None]) -> Tensor | None:
-        """Gathers all rows of a leaf: micro-batch 0 of all processes, then micro-batch 1 of all processes, …"""
+        """Returns all rows of a leaf: micro-batch 0 of all processes, then micro-batch 1 of all processes, …"""
         by_rank = self.world.gather([None if leaf is None else leaf.cpu() for leaf in own])
         pieces = [piece for of_index in zip(*by_rank, strict=True) for piece in of_index]
         return None if pieces[0] is None else torch.cat(pieces)
@@ -122,7 +122,7 @@ def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int
         )
     if config.batch.shapes == 1 and streams % parts:
         raise UserError(
-            f"batch.shapes=1: batch.streams={streams} split into {parts} micro-batches have two different shapes.",
+            f"batch.shapes=1 is too small: batch.streams={streams} in {parts} micro-batches gives two shapes.",
             f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
         )
     model.check_supports_recurrent_state()

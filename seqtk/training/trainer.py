@@ -2,8 +2,8 @@
 
 The loss of an update is (sum of losses) / (sum of weights) over the micro-batches of all processes, so it does not
 depend on how the update is split into micro-batches. Gradients are accumulated over micro-batches, reduced in the last
-backward pass, and clipped. Dropout is a function of (seed, update, rank), and the order of batches a function of (seed,
-epoch).
+backward pass, and clipped. Dropout depends only on the seed, the update and the rank; the order of batches depends only
+on the seed and the epoch.
 
 Between log lines, nothing is copied from the device to the host: losses are summed on the device. If the loss or
 gradient of an update is not finite, the device skips this update and all later ones until the host reads the sums. The
@@ -91,7 +91,7 @@ class Trainer:
         engine: The engine of the run.
 
     Raises:
-        UserError: If the data do not match the model, or the checkpoint is from another run.
+        UserError: If the data do not match the model, or the checkpoint is from a different run.
     """
 
     def __init__(self, config: TrainConfig, *, engine: Engine) -> None:
@@ -308,7 +308,7 @@ class Trainer:
         """Computes the gradient of an update.
 
         Returns:
-            (sum of the batches' weights over all processes, name → sum to report, gradient norm).
+            (sum of the batches' weights over all processes, dict of the sums to report, gradient norm).
         """
         engine, scale = self.engine, None if self.loss_scale is None else self.loss_scale.scale
         seed_dropout(self.config.seed, self.state.update, engine.rank, device=engine.device)
@@ -385,7 +385,7 @@ class Trainer:
         return self.state.update + (not self.state.pending_validation)
 
     def _is_due(self, every: int | None) -> bool:
-        """Returns True if an action with this interval in updates is due now. None: at the end of each epoch."""
+        """Returns True if an action is due that runs after every `every` updates. None: at the end of each epoch."""
         is_due = self._epoch_ended() if every is None else self.state.update % every == 0
         return is_due or self.config.is_over(self.state)
 
@@ -506,7 +506,7 @@ class Trainer:
         deciding, metric = str(self.config.validation.split), self.config.validation.metric
         numbers = results[deciding].numbers
         if metric not in numbers:
-            raise UserError(f"validation.metric={metric} was not computed. Computed metrics: {', '.join(numbers)}.")
+            raise UserError(f"validation.metric={metric} was not computed.", f"Set it to one of {', '.join(numbers)}.")
         bad = next(((split, name) for split, result in results.items() for name in result.not_finite()), None)
         value, best = numbers[metric], self.state.best
         is_best = bad is None and metrics[metric]().is_better(value, best)

@@ -22,7 +22,7 @@ EMPTY = np.empty(0, dtype=np.int64)
 
 
 def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
-    """Returns the metrics to report: `validation.metric`, and `validation.metrics` (by default the task's metrics)."""
+    """Returns the names of metrics to report: `validation.metrics`, or the task's metrics, and `validation.metric`."""
     names = task.metrics if config.validation.metrics is None else config.validation.metrics
     return list(dict.fromkeys([*names, config.validation.metric]))
 
@@ -51,7 +51,7 @@ class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
 
 @contextmanager
 def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
-    """Context manager in which the task reads the data of a validation set. Yields the split of the set.
+    """Context manager in which the task reads the data of a validation set. Yields the name of the split.
 
     Raises:
         UserError: If the data cannot be read, or do not match the task's vocabularies.
@@ -62,7 +62,7 @@ def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
 
 
 def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
-    """Returns name of a validation set → its examples. Raises the errors of `reading_set` and of `Task.dataset`."""
+    """Returns a dict: name of a validation set → examples. Raises the errors of `reading_set` and `Task.dataset`."""
     found: dict[str, Dataset] = {}
     for name in config.validation.named:
         try:
@@ -89,7 +89,7 @@ def validate(
     With `batch.streams`, the set is split into this number of streams. Each starts with an empty recurrent state.
 
     Args:
-        step: The train step, which holds the model and the criterion.
+        step: The train step, which contains the model and the criterion.
         task: The task, which reads, decodes and scores the examples.
         config: The run's config.
         engine: The engine of the run.

@@ -40,7 +40,7 @@ class Wandb(Sink):
     def start(self, run: RunInfo) -> None:
         import wandb
 
-        self.handled = sys.exception()  # of the caller, which is not an error of the run
+        self.handled = sys.exception()  # an exception that the caller handles is not an error of the run
         config, note = self.config, run.save_dir / "wandb" / "id"
         known = note.read_text().strip() if run.resumed_at and note.is_file() else None
         try:
