@@ -16,7 +16,7 @@ class CrossEntropyConfig(CriterionConfig):
 
 @dataclass(frozen=True)
 class LabelSmoothedConfig(CriterionConfig):
-    """Cross entropy with label smoothing: moves part of the target's probability to the other tokens."""
+    """Cross entropy with label smoothing: moves part of the target's probability to all other tokens."""
 
     label_smoothing: float = probability(0.1, help="ε: the probability distributed over the V - 1 other tokens.")
 
@@ -41,7 +41,7 @@ class _HeadCriterion(Criterion):
 
 @criterions.register("cross_entropy", CrossEntropyConfig)
 class CrossEntropy(_HeadCriterion):
-    """Cross entropy, Σ -log p(target)."""
+    """Cross entropy: the sum over the targets of -log p(target)."""
 
     def __init__(self, config: CrossEntropyConfig) -> None:
         super().__init__()
@@ -49,7 +49,10 @@ class CrossEntropy(_HeadCriterion):
 
 @criterions.register("label_smoothed_cross_entropy", LabelSmoothedConfig)
 class LabelSmoothedCrossEntropy(_HeadCriterion):
-    """Cross entropy with label smoothing, Σ (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v."""
+    """Cross entropy with label smoothing: the target has probability 1 - ε, each of V-1 other tokens ε/(V-1).
+
+    The loss is the sum over the targets of (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v.
+    """
 
     def __init__(self, config: LabelSmoothedConfig) -> None:
         super().__init__()

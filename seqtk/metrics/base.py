@@ -1,4 +1,4 @@
-"""The registry of metrics. A metric has a name, a unit, a direction, and a list of the inputs it needs.
+"""The registry of metrics. A metric has a name, a unit, a list of inputs, and the flag `higher_is_better`.
 
 All commands use this registry: for log lines, the choice of the best model, early stopping, checkpoint averaging and
 reports.
@@ -53,7 +53,7 @@ class Evaluation:
 
     @cached_property
     def predictions(self) -> Predictions | None:
-        """The predictions of a classifier as arrays. None: the model is not a classifier."""
+        """The predictions of a classifier as arrays, or None if the model is not a classifier."""
         return (
             Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._has_classes else None
         )
@@ -97,7 +97,7 @@ class Metric(abc.ABC):
         """Returns the value of this metric. `evaluation` provides everything in `needs`."""
 
     def interval(self, evaluation: Evaluation) -> tuple[float, float] | None:
-        """Returns the 95 % confidence interval from `evaluation.resamples` samples. None, the default: no interval."""
+        """Returns the 95 % confidence interval from `evaluation.resamples` bootstrap samples. Default: returns None."""
         return None
 
     def is_better(self, value: float, than: float | None) -> bool:
@@ -142,7 +142,7 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Returns the metrics of `names` (default: all metrics) whose `needs` are all in `provided`."""
+        """Returns each name in `names` (default: all names) whose metric needs only inputs in `provided`."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:

@@ -26,15 +26,15 @@ class ExampleMetric(Metric):
     def interval(self, evaluation: Evaluation) -> tuple[float, float] | None:
         """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).
 
-        The bootstrap samples depend only on the number of examples, so intervals are reproducible. None if the model
-        is not a classifier.
+        The bootstrap samples depend only on the number of examples, so intervals are reproducible. Returns None if the
+        model is not a classifier.
         """
         predictions, samples = evaluation.predictions, evaluation.resamples
         if predictions is None:
             return None
         examples = len(predictions.target_N)
         random = np.random.default_rng(1)
-        chunk = max(1, MAX_DRAWN // examples)
+        chunk = max(1, MAX_INDICES // examples)
         chunks = [
             self.values(
                 predictions, random.integers(examples, size=(min(chunk, samples - done), examples), dtype=np.int32)
@@ -45,5 +45,5 @@ class ExampleMetric(Metric):
         return float(low), float(high)
 
 
-MAX_DRAWN = 1 << 21
-"""The maximum number of indices that are drawn at a time for bootstrap samples."""
+MAX_INDICES = 1 << 21
+"""The maximum number of random indices that are generated at a time."""

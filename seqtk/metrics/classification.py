@@ -17,7 +17,7 @@ BINS = 15
 
 @metrics.register("accuracy", unit="%", higher_is_better=True)
 class Accuracy(ExampleMetric):
-    """The share of targets to which the model gives the highest probability."""
+    """The percentage of targets that have the highest probability of all classes or tokens."""
 
     needs = ("correct",)
 
@@ -69,7 +69,7 @@ class ExpectedCalibrationError(_PredictionMetric):
 
 
 def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> npt.NDArray[np.float64]:
-    """Returns the (optionally weighted) count of each integer below `codes` in each row, [K, codes]."""
+    """Counts each integer below `codes` in each row, with weights if given. Returns an array of shape [K, codes]."""
     offset_K1 = np.arange(len(code_KN))[:, None] * codes
     weights = None if weights_KN is None else weights_KN.ravel()
     counts = np.bincount((code_KN + offset_K1).ravel(), weights=weights, minlength=len(code_KN) * codes)

@@ -30,7 +30,7 @@ class TextMetric(Metric):
         self.lowercase, self.tokenize = lowercase, tokenize
 
     def build(self) -> Any:
-        """Returns sacreBLEU's metric."""
+        """Returns the metric object of sacreBLEU."""
         raise NotImplementedError
 
     def compute(self, evaluation: Evaluation) -> Score:
@@ -92,7 +92,7 @@ def corpus_scores(
     Args:
         hypotheses: One line per example.
         references: The sets of references, each with one line per example.
-        names: The metrics: all registered metrics that need only outputs.
+        names: The names of the metrics, which must need only outputs.
         lowercase, tokenize: Settings of sacreBLEU's metrics (see `TextMetric`).
 
     Returns:
@@ -143,10 +143,10 @@ def paired_bootstrap(
     tokenize: str = "13a",
     samples: int = 1000,
 ) -> list[Comparison]:
-    """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
+    """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first system.
 
-    A system with the same lines as the first has p = 1. (sacreBLEU would report p = 0, because it counts the samples
-    whose difference is larger than the difference on the whole text, and there are none.)
+    A system with the same lines as the first system has p = 1. (sacreBLEU would report p = 0, because it counts the
+    samples whose difference is larger than the difference on the whole text, and there are none.)
     """
     check_lengths(systems, *references)
     seed = os.environ.get("SACREBLEU_SEED", "12345")

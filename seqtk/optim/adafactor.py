@@ -38,15 +38,16 @@ class AdafactorConfig(OptimizerConfig):
 class Adafactor(torch.optim.Adafactor):
     """Adafactor without momentum (Shazeer and Stern 2018, algorithm 4), with relative step sizes.
 
-    u = g / √v̂;  w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), where
-    α = min(lr, 1 / √t) · max(min_scale, rms(w)) at update t.
+    Update t of a weight w with gradient g is w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), with
+    u = g / √v̂ and α = min(lr, 1 / √t) · max(min_scale, rms(w)).
 
     v is the running mean of g² with decay β = 1 − t^beta2_decay. For a vector v̂ = v. For a matrix, only the means R of
     v over each row and C over each column are stored, and v̂ = R C / mean(R). A tensor of more than two dimensions is a
     stack of matrices, one per head. 1 / √t is the paper's schedule and the upper bound of the learning rate (an lr of
     0.01 is reduced from update 10,000 on).
 
-    State per weight: `row_var` and `col_var`, or `variance`, and `step`. torch has no fused kernel for it.
+    State per weight: `step`, and `variance` for a vector, or `row_var` and `col_var` for a matrix. torch has no fused
+    kernel for Adafactor.
 
     Means over columns and root mean squares require whole matrices. So sharded weights are gathered one at a time, each
     with its gradient. Every process computes the same update and keeps its part of the result.

@@ -32,11 +32,12 @@ class AdamConfig(OptimizerConfig):
 
 @optimizers.register("adam", AdamConfig)
 class Adam(torch.optim.AdamW):
-    """Adam (Kingma and Ba 2015); weight decay, if any, is decoupled (Loshchilov and Hutter 2019), as in fairseq's Adam.
+    """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), as in fairseq's Adam.
 
-    m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  w ← w − lr · decay · w − lr · m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ)
-    and v̂ = v / (1 − β₂ᵗ) after t updates. State per weight: `exp_avg` m, `exp_avg_sq` v, and `step` t. fairseq adds
-    eps to √v instead of √v̂. The results differ only for gradients near eps.
+    Update t of a weight w with gradient g is m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
+    w ← w − lr · decay · w − lr · m̂ / (√v̂ + eps), with m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ).
+    State per weight: `exp_avg` m, `exp_avg_sq` v, and `step` t. fairseq adds eps to √v instead of √v̂. The results
+    differ only for gradients near eps.
     """
 
     def __init__(self, config: AdamConfig, model: nn.Module) -> None:
@@ -60,7 +61,7 @@ class AdamWConfig(AdamConfig):
 
 @optimizers.register("adamw", AdamWConfig)
 class AdamW(Adam):
-    """AdamW (Loshchilov and Hutter 2019). The update is that of `adam`, whose weight decay is decoupled too.
+    """AdamW (Loshchilov and Hutter 2019). The update equals `adam`, whose weight decay is also decoupled.
 
     The default weight decay, betas and eps equal torch's AdamW, but the decay applies to matrices only.
     """

@@ -43,11 +43,13 @@ class MuonConfig(OptimizerConfig):
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): steps along the orthogonalized running mean of the gradient.
 
-    b ← μ b + (1 − μ) g;  w ← w − lr · decay · w − lr · s · O((1 − μ) g + μ b). O orthogonalizes: five Newton–Schulz
-    steps in bfloat16 move all singular values to about 0.7 … 1.2. For an A × B matrix s is 0.2 √max(A, B) with
-    `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's, so both use the same lr), and √max(1,
-    A / B) with `original`, which requires a larger lr (Jordan: 0.02) and therefore a separate `adamw_lr`. The schedule
-    multiplies both rates by the same factor.
+    The update of a weight w with gradient g is b ← μ b + (1 − μ) g;
+    w ← w − lr · decay · w − lr · s · O((1 − μ) g + μ b).
+
+    O orthogonalizes: five Newton–Schulz steps in bfloat16 move all singular values to about 0.7 … 1.2. The factor s of
+    an A × B matrix is 0.2 √max(A, B) with `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's,
+    so both use the same lr), and √max(1, A / B) with `original`, which requires a larger lr (Jordan: 0.02) and
+    therefore a separate `adamw_lr`. The schedule multiplies both rates by the same factor.
 
     Muon updates the weights of all `nn.Linear` modules except embeddings and heads, which are recognized by name: a
     part of the dotted name is `head` or contains `embed`. AdamW updates all other parameters: embedding tables, heads,
@@ -87,7 +89,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one update: Muon and AdamW update their parameter groups. This optimizer holds the state of both."""
+        """Performs one update: Muon and AdamW update their parameter groups. This object stores all state."""
         loss = closure() if closure is not None else None
         for number, part in enumerate(self.parts):
             part.param_groups = [group for group in self.param_groups if group["part"] == number]
@@ -97,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """Returns the ids of the parameters that Muon updates."""
+    """Returns the `id(parameter)` of each parameter that Muon updates."""
     hidden: set[int] = set()
     excluded: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):

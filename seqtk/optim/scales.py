@@ -38,7 +38,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"freeze={','.join(patterns)} freezes all weights: none is left to train.")
+        raise UserError(f"freeze={','.join(patterns)} freezes all weights.", "Remove a pattern from freeze.")
 
 
 def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
@@ -46,7 +46,7 @@ def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: f
 
     Args:
         model: The model.
-        scales: The factors of learning rates, with the names of the weights.
+        scales: The factors of learning rates, each with a pattern for the names of weights.
         layer_decay: The layer-wise decay d. The factor is d for the last block of a stack, d² for the block before it,
             and so on. It is 1 for the head, and d^(n + 1) for embeddings if the deepest stack has n blocks (Clark et
             al. 2020, ELECTRA, appendix B).
@@ -84,7 +84,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Map
 
 
 def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
-    """Returns the names of the weights that match, one name per weight. Raises UserError if no weight matches."""
+    """Returns the names of the weights that match `pattern`, one name per weight. Raises UserError if none match."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     names = list(model.named_parameters(remove_duplicate=False))
     found = {
@@ -111,7 +111,7 @@ _BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 
 
 def _layerwise_factors(model: nn.Module, decay: float) -> dict[str, float]:
-    """Returns name of a weight → factor, which depends on the position of the weight's block in the stack."""
+    """Returns a dict: name of a weight → factor, which depends on the position of the weight's block in the stack."""
     names = [name for name, _ in model.named_parameters()]
     if decay == 1.0:
         return dict.fromkeys(names, 1.0)

@@ -85,7 +85,7 @@ class InverseSqrt(Schedule):
 
 
 class Decay(Schedule):
-    """Base class of schedules with a period: `config.period`, or by default all updates after warm-up."""
+    """Base class of schedules with a period, which is `config.period` or, by default, all updates after warm-up."""
 
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
@@ -118,7 +118,9 @@ class Cosine(Decay):
     def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.min_lr > lr:
-            raise UserError(f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.")
+            raise UserError(
+                f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.", "Lower schedule.min_lr."
+            )
 
     def after_warmup(self, step: int) -> float:
         cycle, done, length = 0, float(step), self.period
@@ -165,16 +167,21 @@ class WSDConfig(ScheduleConfig):
 
 @schedules.register("wsd", WSDConfig)
 class WarmupStableDecay(Decay):
-    """The rate lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
+    """The constant rate lr, then a decay in the last `decay_share` of the T updates after warm-up.
+
+    The decay begins after S = (1 − decay_share) T updates. After t updates, the decaying rate is
+    end + (lr − end) · (1 − ((t − S) / (T − S))^power).
 
     Before the decay the rate does not depend on T, so a run can be resumed with a larger `max_updates` without any
-    effect on the updates before it (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.
+    effect on earlier updates (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.
     """
 
     def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.end_lr > lr:
-            raise UserError(f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.")
+            raise UserError(
+                f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.", "Lower schedule.end_lr."
+            )
 
     def after_warmup(self, step: int) -> float:
         end: float = self.config.end_lr

@@ -37,7 +37,7 @@ class _Descent(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update."""
+        """Performs one update."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if group["momentum"] and parameter.grad is not None and not self.state[parameter]:
@@ -56,8 +56,9 @@ class SGDConfig(OptimizerConfig):
 
 @optimizers.register("sgd", SGDConfig)
 class SGD(_Descent):
-    """SGD, w ← w − lr · u, u ← momentum · u + g + decay · w (Sutskever et al. 2013). Weight decay is not decoupled.
+    """SGD with momentum (Sutskever et al. 2013). Weight decay is added to the gradient, and not decoupled.
 
+    The update of a weight w with gradient g is u ← momentum · u + g + decay · w;  w ← w − lr · u.
     State per weight: `momentum_buffer` u, if momentum is not 0.
     """
 
@@ -77,7 +78,8 @@ class NAGConfig(OptimizerConfig):
 class NAG(_Descent):
     """Nesterov's accelerated gradient (Sutskever et al. 2013) with decoupled weight decay: fairseq's `nag`.
 
-    w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u). State per weight: `momentum_buffer` u.
+    The update of a weight w with gradient g is w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u).
+    State per weight: `momentum_buffer` u.
 
     fairseq stores the step v = −lr · u instead of u: v ← μ (lr / lr₋) v − lr · g and w ← w + μ² (lr / lr₋) v₋ − (1 + μ)
     lr · g, where ₋ marks values of the previous update. The results are the same, but u does not require lr₋.
@@ -91,7 +93,7 @@ class NAG(_Descent):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update."""
+        """Performs one update."""
         for group in self.param_groups:
             decayed = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["decoupled_decay"] and decayed:
