@@ -80,7 +80,7 @@ def _process(
 
 
 def _train(cases: Mapping[str, Case], folder: Path, kind: str, freq: int) -> str:
-    """Returns the tracebacks of the cases that fail."""
+    """Trains each case in this process. Returns the tracebacks of the cases that fail."""
     failed = []
     timeout = {} if kind == "none" else {"timeout": 20.0}
     engine = engines.build(engines.config_type(kind)(**timeout), device="cpu")
@@ -103,5 +103,5 @@ def distance(one: Path, other: Path) -> float:
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """Returns the weights after the last update."""
+    """Returns the weights of a run after the last update."""
     return load_tensors(path / (path / "latest").read_text() / "model.safetensors")[0]

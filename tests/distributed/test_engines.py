@@ -52,14 +52,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def layers(role: Role) -> Iterator[tuple[str, Case]]:
-    """Yields settings of a translation model for each attention layer that has this role."""
+    """Yields (name, settings of a translation model) for each attention layer that has this role."""
     for name in attentions:
         if role in attentions.class_of(attentions.config_type(name)).roles:
             yield name, (*STACKS, f"{SLOTS[role]}={{kind:{name}}}")
 
 
 def models(words: Path) -> Iterator[tuple[str, Case]]:
-    """Yields settings of each model with each criterion, and of variants with shared or separate embeddings."""
+    """Yields (name, settings) of each model with each criterion, and of variants such as separate embeddings."""
     lm = (
         f"task={{kind:language_modeling,data:{words},tokens_per_sample:24}}",
         "model=transformer_lm",
@@ -97,7 +97,7 @@ def models(words: Path) -> Iterator[tuple[str, Case]]:
 
 
 def differences(cases: dict[str, Case], folder: Path, corpus: Path, *, processes: int) -> dict[str, float]:
-    """Trains all cases with one process and with several. Returns the differences that exceed the tolerance."""
+    """Trains all cases with one process and with several. Returns the differences of weights above the tolerance."""
     cases = {
         name: case if any(s.startswith("task") for s in case) else (f"task.data={corpus}", *case)
         for name, case in cases.items()
@@ -160,8 +160,8 @@ PAIRS = [("fsdp2", "none", 1), ("fsdp2", "ddp", 3), ("fsdp2", "fsdp2", 4), ("ddp
 
 @pytest.mark.slow
 class TestResume:
-    def test_checkpoints_resume_under_other_engines(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """Runs of one process (`none`) or two (`ddp`, `fsdp2`) resume under other engines with 1 to 4 processes."""
+    def test_checkpoints_resume_with_different_engines(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Runs of one process (`none`) or two (`ddp`, `fsdp2`) resume with different engines in 1 to 4 processes."""
         case = (f"task.data={tiny_corpus}", *STACKS, "batch.max_sentences=3", "ema.decay=0.9")
         train({"run": (*case, "max_updates=6")}, tmp_path / "whole", of=12)
         for writer in ("none", "ddp", "fsdp2"):

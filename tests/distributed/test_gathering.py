@@ -38,15 +38,15 @@ def test_gathering_uses_memory_for_only_one_copy(tmp_path: Path) -> None:
     states = [reader.recv() / COPY for reader, _ in pipes]
     for process in started:
         process.join()
-    print(f"pieces of the same size: {states[0]:.2f} copies and {states[1]:.2f}")
+    print(f"pieces: {states[0]:.2f} copies in the first process, {states[1]:.2f} in the second")
     assert max(states) < 0.6
-    print(f"copies of {COPY:.0f} MiB: {growth[0]:.2f} in the first process, {growth[1]:.2f} in the other")
+    print(f"copies of {COPY:.0f} MiB: {growth[0]:.2f} in the first process, {growth[1]:.2f} in the second")
     assert growth[0] < 1.5
     assert growth[1] < 0.75
 
 
 def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
-    """Gathers a model and writes it, then writes its pieces. Sends the growth of memory at each peak, in MiB."""
+    """Gathers and writes a model, then writes its pieces. Sends the peak growth of memory in each step, in MiB."""
     enter_world(rank, 2, port)
     engine = engines.build(engines.config_type("fsdp2")(timeout=60.0), device="cpu")
     model = engine.wrap(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
@@ -68,7 +68,7 @@ def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
 
 
 def _forget_peak() -> float:
-    """Returns freed memory to the system, and resets the peak. Returns the memory in use."""
+    """Gives freed memory back to the system, and resets the peak. Returns the memory in use, in MiB."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")

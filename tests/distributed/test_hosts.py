@@ -157,7 +157,7 @@ class TestTwoHosts:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_disconnected_host_ends_the_run_on_the_other(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_ends_if_the_other_host_is_disconnected(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
         hosts.start(tmp_path, "max_updates=1000000", f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}")
         wait_for_updates(tmp_path / "run", 10, hosts)
         hosts.cut()
@@ -170,7 +170,7 @@ class TestTwoHosts:
 
 class TestElasticRestart:
     def test_torchrun_restart_resumes_bit_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """One process is killed with SIGKILL. torchrun restarts both with the store that has the old addresses."""
+        """One process is killed. torchrun restarts both processes with the same store, which has the old addresses."""
         plugin = tmp_path / "dies.py"
         plugin.write_text(
             "import os, signal, time\n"

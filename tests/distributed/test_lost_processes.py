@@ -41,7 +41,7 @@ ARGUMENTS = (
 )
 
 SOON = 120
-"""Maximum number of seconds until all processes end. torchrun takes up to 30 to stop one, or more on a busy machine."""
+"""Maximum number of seconds until all processes end. torchrun stops a process within 30 s, or later if busy."""
 
 
 class Launched:

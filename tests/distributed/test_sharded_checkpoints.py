@@ -29,7 +29,7 @@ def saved(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_process_writes_its_part_of_a_checkpoint(saved: Path) -> None:
-    """Each file has half of all numbers, and no pickle."""
+    """Each of the two files has half of the optimizer's state, and is not a pickle."""
     assert not [path for path in saved.rglob("*") if ".partial" in path.name]
     names = {"model.safetensors", "optimizer_00000.safetensors", "optimizer_00001.safetensors", "state.json"}
     assert {path.name for path in (saved / LATEST).iterdir()} == names
@@ -42,7 +42,7 @@ def test_each_process_writes_its_part_of_a_checkpoint(saved: Path) -> None:
 
 
 def test_damaged_shard_makes_all_processes_fall_back(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    """They use the newest checkpoint that all processes can read, although each process reads only its part."""
+    """The processes use the newest checkpoint that all of them can read, although each reads only its part."""
     folder = shutil.copytree(saved, tmp_path / "run")
     flip_a_bit(folder / LATEST / "optimizer_00001.safetensors")
     flip_a_bit(folder / "update_00000009" / "optimizer_00000.safetensors")
@@ -54,7 +54,7 @@ def test_damaged_shard_makes_all_processes_fall_back(saved: Path, tiny_corpus: P
     assert distance(saved, folder) == 0.0
 
 
-def test_new_run_starts_from_an_older_checkpoint(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_new_run_falls_back_to_an_older_checkpoint(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "damaged")
     flip_a_bit(folder / LATEST / "optimizer_00001.safetensors")
     start = (f"init_from={folder}", "reset=[]")
