@@ -83,8 +83,9 @@ def _check_lengths(
             other = task.shortening(training=True) or (
                 f"batch.max_length={limit} to skip them" if index == 0 else "remove them from the validation text"
             )
+            examples = how_many(len(longer.sizes), f"{split} example") + (" is" if len(longer.sizes) == 1 else " are")
             raise UserError(
-                f"{how_many(len(longer.sizes), f'{split} example')} too long: the model allows {limit} {side} tokens.",
+                f"{examples} too long: the model allows {limit} {side} tokens.",
                 f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
                 f"Set {key} to {needed}, or {other}.",
             )

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: each process holds a shard of every weight, gradient and optimizer tensor."""
+"""Fully sharded data parallelism: each process stores a shard of every weight, gradient and optimizer tensor."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +90,7 @@ class FSDP2(DDP):
         return step
 
     def _widen(self, block: nn.Module, *_: Any) -> None:
-        """Converts weights that autocast does not cast, such as those of norms, to float32 for the forward pass.
+        """Converts weights that autocast does not cast, such as the weights of norms, to float32 for the forward pass.
 
         The converted weight is an attribute, which hides the parameter of the module. The parameter gets the gradient.
         """

@@ -61,7 +61,7 @@ def _answer(store: Store, root: str, number: int, *, size: int, timeout: float) 
     while missing := [rank for rank in missing if not store.check([f"{root}/{number}/{rank}"])]:
         if time.monotonic() > end:
             raise dist.DistStoreError(
-                f"processes {', '.join(map(str, missing))} did not connect within {timeout:g} seconds"
+                f"No connection from rank {', '.join(map(str, missing))} within {timeout:g} seconds."
             )
         for rank in missing:
             if store.check([f"{root}/arrived/{rank}"]):

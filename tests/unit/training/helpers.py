@@ -104,12 +104,12 @@ def spoil(run: Trainer, *, at: int, how: str = "forward", training: bool = True,
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:
-    """Returns (update, loss) of every log line of this kind."""
+    """Returns a list of (update, loss) of the log lines whose kind is `kind`."""
     lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
     return [(line["update"], line["loss"]) for line in lines if line["kind"] == kind]
 
 
 def sums_of(run: Trainer) -> dict[str, float]:
-    """Returns the logged sums of the updates so far."""
+    """Returns the sums over the updates since the last log line."""
     run.read_sums()
     return run.state.interval

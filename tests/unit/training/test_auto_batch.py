@@ -20,7 +20,7 @@ AUTO: dict[str, Any] = {"batch__max_tokens": "auto", "update_freq": "auto", "bat
 
 
 class TestChoice:
-    def test_update_freq_keeps_tokens_per_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_chosen_values_give_the_tokens_per_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, **AUTO)
         assert run.config.batch.max_tokens * run.config.update_freq == 800
 

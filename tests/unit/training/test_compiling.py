@@ -86,7 +86,7 @@ class TestSameTraining:
     def test_compiled_losses_equal_eager_losses(
         self, tiny_corpus: Path, tmp_path: Path, tracing: None, mode: str
     ) -> None:
-        """The run has dropout. On a CPU, compiled and eager training have the same masks."""
+        """The run has dropout. On a CPU, compiled and eager training have the same dropout masks."""
         for name, compiled in (("eager", "off"), ("compiled", mode)):
             trainer(tiny_corpus, tmp_path / name, compile=compiled, **STATIC).fit()
         assert [update for update, _ in losses(tmp_path / "compiled")] == [1, 2, 3, 4]
@@ -152,7 +152,7 @@ class TestBadInput:
             make_updates(run, 1)
         assert len(str(refused.value).splitlines()) <= 3
 
-    def test_error_for_a_layer_that_is_not_in_a_file(
+    def test_error_names_the_model_if_the_layer_has_no_file(
         self, tiny_corpus: Path, tmp_path: Path, unreadable: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Unreadable, "__module__", "a module without a file")
@@ -160,7 +160,7 @@ class TestBadInput:
         with pytest.raises(UserError, match="compile=step: the model cannot be compiled"):
             make_updates(run, 1)
 
-    def test_compiling_keeps_user_errors_of_the_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_compiled_model_raises_its_user_errors(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="step", model__positions="learned", **STATIC)
         run.model.source_embedding.positions.table = torch.nn.Embedding(2, 16)
         with pytest.raises(UserError, match="max_length"):

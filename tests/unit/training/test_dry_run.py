@@ -48,7 +48,7 @@ def test_dry_run_does_not_change_an_existing_run(tiny_corpus: Path, tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_dry_run_continues_with_the_next_epoch(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_skips_an_epoch_without_usable_examples(tiny_corpus: Path, tmp_path: Path) -> None:
     updates = len(trainer(tiny_corpus, tmp_path).plan()) - 1
     run = trainer(tiny_corpus, tmp_path, max_updates=updates)
     run.fit()
@@ -75,7 +75,7 @@ def test_dry_run_lists_memory_by_purpose(tiny_corpus: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["adam", "adafactor", "muon"])
-def test_every_kind_of_optimizer_state_is_counted(tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
+def test_dry_run_counts_the_state_of_each_optimizer(tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
     assert "optimizer state" in described(tiny_corpus, tmp_path / "run", optimizer={"kind": kind})
 
 

@@ -42,7 +42,7 @@ def result_of(script: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_suspended_process_continues() -> None:
+def test_suspended_process_is_not_considered_lost() -> None:
     """The clock continues while the process is stopped, as on a suspended virtual machine."""
     ran = result_of(SUSPENDED)
     assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
@@ -57,5 +57,5 @@ def test_error_names_the_lost_process() -> None:
 
 
 def test_lost_host_is_detected_within_30_seconds() -> None:
-    """In the worst case, the limit and three intervals pass until the detection."""
+    """In the worst case, a lost host is detected after the limit and three intervals."""
     assert heartbeat.LIMIT + 3 * heartbeat.INTERVAL < 30

@@ -53,7 +53,7 @@ class TestRuns:
         assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors_of(run.model).items())
         assert run.state.update == 0
 
-    def test_resumed_run_keeps_its_own_weights(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_ignores_init_from(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=2).fit()
         again = trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=3)
         own = model_file.read(tmp_path / "update_00000002").tensors
@@ -63,7 +63,7 @@ class TestRuns:
         with pytest.raises(UserError, match=r"(?s)init_from.*model\.dim"):
             trainer(tiny_corpus, tmp_path, init_from=str(trained), model__dim=8)
 
-    def test_dictionary_counts_may_differ(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_token_counts_in_dictionaries_may_differ(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         contents = model_file.read(trained)
         dictionary = Vocabulary.from_text(contents.assets["source.dict"])
         contents.assets["source.dict"] = Vocabulary(dictionary.tokens[4:]).to_text()
@@ -136,13 +136,13 @@ class TestReset:
 
 
 class TestSharedTables:
-    """A file stores a table that source, target and head share once, under the name of the source."""
+    """If source, target and head share an embedding table, a file stores it once, under the name of the source."""
 
     SHARED = ("none", "decoder", "all")
 
     @pytest.mark.parametrize("before", SHARED)
     @pytest.mark.parametrize("now", SHARED)
-    def test_no_table_starts_fresh(self, before: str, now: str) -> None:
+    def test_every_embedding_table_is_copied(self, before: str, now: str) -> None:
         old, new = translation(8, 8, share=before), translation(8, 8, share=now)
         result = copied(old, new)
         assert not names_of(result, Fate.FRESH)
@@ -180,8 +180,8 @@ class TestSharedTables:
         result = copied(old, new)
         assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
 
-    def test_separate_head_does_not_replace_a_different_head(self) -> None:
-        """A classifier has a separate output layer, so it does not share its table with one."""
+    def test_head_is_not_copied_from_a_classifier(self) -> None:
+        """A classifier has no output layer over the vocabulary: neither a separate one nor its embedding table."""
         old, new = classifier("abcd", 2), masked_lm("abcd", tie_embeddings=False)
         assert names_of(copied(old, new), Fate.FRESH) == ["head.weight"]
 
@@ -215,16 +215,14 @@ class TestDamage:
         best = model_file.read(damaged / "best.safetensors").tensors
         assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
 
-    def test_best_model_of_a_run_with_a_damaged_pointer_is_used(
-        self, damaged: Path, tiny_corpus: Path, tmp_path: Path
-    ) -> None:
+    def test_best_model_is_used_if_latest_is_damaged(self, damaged: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         (damaged / "latest").write_text("")
         new = trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged))
         best = model_file.read(damaged / "best.safetensors").tensors
         assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
 
     @pytest.mark.parametrize("reset", ["schedule", ["optimizer", "schedule", "data", "best"]])
-    def test_damaged_pointer_is_refused(self, damaged: Path, tiny_corpus: Path, tmp_path: Path, reset: Any) -> None:
+    def test_damaged_latest_file_is_refused(self, damaged: Path, tiny_corpus: Path, tmp_path: Path, reset: Any) -> None:
         (damaged / "best.safetensors").unlink()
         (damaged / "latest").write_text("")
         with pytest.raises(
@@ -278,7 +276,7 @@ def translation(source: int, target: int, *, share: str) -> Model:
 
 
 def tables_of(model: Model, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the tables of source, target and head. `tensors` has a shared table once, under its first name."""
+    """Returns the embedding tables of source, target and head. In `tensors`, a shared table has only its first name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     own = dict(model.named_parameters(remove_duplicate=False))
     tables = ("source_embedding.tokens.weight", "target_embedding.tokens.weight", "head.weight")
@@ -296,7 +294,7 @@ def classifier(words: str, classes: int, *, values: list[float] | None = None, *
 def copied(
     old: Model, new: Model, *, before: str = "abcd", now: str = "abcd", classes: tuple[str, str] = ("", "")
 ) -> Transfer:
-    """Transfers the weights of `old` to `new`. The letters of `before` and `now` are their vocabularies."""
+    """Transfers the weights of `old` to `new`. Their vocabularies are the letters of `before` and `now`."""
     old_assets, assets = (
         {"text.dict": Vocabulary(list(words)).to_text()} | ({"classes": "\n".join(names)} if names else {})
         for words, names in zip((before, now), classes, strict=True)
@@ -340,7 +338,7 @@ class TestVocabulary:
         )  # b was in the first band, and e is new
         assert torch.equal(result.tensors["head.classes"], tensors_of(old)["head.classes"])
 
-    def test_equal_vocabulary_sizes_are_not_matched_by_index(self) -> None:
+    def test_rows_of_different_tokens_are_not_copied(self) -> None:
         old, new = language_model("abcd"), language_model("wxyz")
         table = copied(old, new, now="wxyz").tensors["embedding.tokens.weight"]
         assert torch.equal(table[:4], tensors_of(old)["embedding.tokens.weight"][:4])

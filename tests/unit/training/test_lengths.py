@@ -50,11 +50,11 @@ def test_validation_set_named_training_hides_no_error(tiny_corpus: Path, tmp_pat
         with IndexedWriter(corpus / f"short.en-de.{lang}", vocabulary_size=300) as writer:
             writer.append([5, 2])
     changes = {"validation__split": "training", "validation__sets": [{"split": "short", "name": "training"}]}
-    with pytest.raises(UserError, match="training examples too long"):
+    with pytest.raises(UserError, match="training examples are too long"):
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
-def test_error_suggests_the_shared_key_if_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_error_suggests_the_common_key_of_all_layers(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])
     with pytest.raises(UserError, match=r"Set model\.decoder\.cross_attention\.max_length to"):

@@ -163,14 +163,14 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 
 def sessions_of(save_dir: Path) -> list[tuple[dict[int, dict[str, Any]], int | None]]:
-    """Returns the rows and exit codes of the sessions of a run, once the process of wandb has written them."""
+    """Waits until wandb has written all sessions of a run. Returns (update → values, exit code) of each session."""
     paths = sorted((save_dir / "wandb").glob("offline-run-*/*.wandb"))
     wait_until(lambda: all(offline_run(path)[1] is not None for path in paths))
     return [offline_run(path) for path in paths]
 
 
 def offline_run(path: Path) -> tuple[dict[int, dict[str, Any]], int | None]:
-    """Returns the values of each update, and the exit code of the run, from a file of wandb. None: not written yet.
+    """Returns (update → values, exit code or None if it is not written yet) from a file of wandb.
 
     The file has a header of 7 bytes, and blocks of 32 KiB. A record is in one or more parts of one block each, with a
     header of 7 bytes: a checksum, the length, and whether the part is complete (1), or the first (2) to last (4).
@@ -208,7 +208,7 @@ class TestWandb:
     @pytest.mark.slow
     @pytest.mark.usefixtures("wandb")
     def test_every_value_is_in_the_offline_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """Of both sessions of a resumed run, which keeps its id."""
+        """The run is resumed: the values of both sessions are checked, and the sessions have the same id."""
         changes = {**WANDB, "log__histograms": 4, **DECODING}
         trainer(tiny_corpus, tmp_path, max_updates=4, **changes).fit()
         before = (tmp_path / "wandb" / "id").read_text()

@@ -20,7 +20,7 @@ from tests.unit.training.helpers import losses, trainer
 
 @pytest.fixture(scope="module")
 def other(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus with the vocabulary of `tiny_corpus`, whose validation split is the training text here."""
+    """A corpus with the vocabulary of `tiny_corpus`. Its training text is the validation text of `tiny_corpus`."""
     folder = tmp_path_factory.mktemp("mix") / "other"
     folder.mkdir()
     for path in tiny_corpus.glob("valid.*"):
@@ -44,7 +44,7 @@ class TestRun:
         assert run.state.position.epoch > 2
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_examples_read_of_each_corpus_are_logged(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_number_of_examples_per_corpus_is_logged(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         changes = {"batch__max_tokens": 2000, "checkpoint__every": 100, "validation__every": 100}
         run = trainer(tiny_corpus, tmp_path, task__mix=mix(tiny_corpus, other), max_updates=0, max_epochs=2, **changes)
         run.fit()
@@ -53,7 +53,7 @@ class TestRun:
         assert [counts[-1][str(path)] for path in (tiny_corpus, other)] == [600, 200]
         assert run.state.position.epoch == 3
 
-    def test_mix_of_one_corpus_equals_the_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_mix_of_one_corpus_trains_like_the_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
         mixed = trainer(tiny_corpus, tmp_path / "a", task__mix=mix(tiny_corpus, weights=(1,)), max_updates=3)
         mixed.fit()
         trainer(tiny_corpus, tmp_path / "b", max_updates=3).fit()
@@ -102,7 +102,7 @@ def _run(save_dir: Path, **changes: Any) -> Trainer:
 
 
 class TestRefused:
-    def test_temperature_without_corpora_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_temperature_without_a_mix_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"task\.temperature=5\.0 has no effect"):
             trainer(tiny_corpus, tmp_path / "run", task__temperature=5)
 
@@ -184,7 +184,7 @@ class TestOtherBatchesOnResuming:
         assert any("batch.max_tokens=200 (was 400)" in note for note in run.notes)
         assert run.state.position.earlier[0].examples == run.state.position.examples
 
-    def test_equal_batch_settings_keep_the_plan(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_changing_workers_keeps_the_batches(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         assert not trainer(tiny_corpus, tmp_path, batch__workers=0).state.position.earlier
 

@@ -168,7 +168,7 @@ class TestReplay:
         return tmp_path
 
 
-def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_failed_update_does_not_change_random_features(tiny_corpus: Path, tmp_path: Path) -> None:
     """The saved checkpoint has the state before the failed update, including all buffers."""
     changes: dict[str, Any] = {"attention": {"kind": "performer", "redraw_every": 1}, "validation__every": 100}
     spoilt, short = (
@@ -185,7 +185,7 @@ def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_
 class TestSkip:
     @pytest.mark.parametrize("optimizer", ["adam", "muon"])
     def test_only_the_update_that_failed_is_skipped(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
-        """The result is the same if the failure is read only at the next log line."""
+        """The result is the same if the host detects the failure only at the next log line."""
         runs = []
         for log_every in (1, 8):
             folder = tmp_path / str(log_every)

@@ -16,12 +16,12 @@ from tests.unit.training.helpers import losses, tiny_config, trainer
 
 
 @dataclass(frozen=True)
-class HalvesConfig(EngineConfig):
-    """An engine that stores its weights in two halves."""
+class CountingConfig(EngineConfig):
+    """The config of `CountingEngine`."""
 
 
-class Halves(Engine):
-    """Counts the tensors that are gathered and split."""
+class CountingEngine(Engine):
+    """An engine that counts the calls of `full` and `local`, which gather and split tensors."""
 
     gathered = 0
     split = 0
@@ -106,11 +106,11 @@ class TestChoice:
 
 def test_weights_are_gathered_and_split_by_the_engine(tiny_corpus: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_corpus, tmp_path, max_updates=2)
-    first = Halves(HalvesConfig(), device="cpu")
+    first = CountingEngine(CountingConfig(), device="cpu")
     Trainer(config, engine=first).fit()
     weights = len(list((Trainer(config, engine=first)).model.parameters()))
     assert first.gathered >= 3 * weights  # the weights and the two moments of Adam
-    second = Halves(HalvesConfig(), device="cpu")
+    second = CountingEngine(CountingConfig(), device="cpu")
     Trainer(config, engine=second)
     assert second.split >= 3 * weights
 

@@ -34,7 +34,7 @@ class TestLossScale:
         assert scale.values.tolist() == [16.0, 0.0]
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
-    def test_is_overflow_is_false_if_a_lower_scale_cannot_help(self, loss: torch.Tensor, scale: float) -> None:
+    def test_lower_scale_is_not_tried_if_it_cannot_help(self, loss: torch.Tensor, scale: float) -> None:
         """The loss is not finite, or the scale has its smallest value."""
         state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)

@@ -11,12 +11,12 @@ SIZE = 3
 
 
 def start(store: dist.HashStore, ranks: range, *, timeout: float = 20) -> list[str]:
-    """Returns the store prefix of each of these processes."""
+    """Starts the processes `ranks`, as threads. Returns the store prefix of each process."""
     with ThreadPoolExecutor(SIZE) as pool:
         return list(pool.map(lambda rank: agreed_prefix(store, rank=rank, size=SIZE, timeout=timeout), ranks))
 
 
-def test_each_restart_has_its_own_store_prefix() -> None:
+def test_each_restart_has_a_different_store_prefix() -> None:
     store = dist.HashStore()
     prefixes = [start(store, range(SIZE)) for _ in range(4)]
     assert [len(set(each)) for each in prefixes] == [1] * 4

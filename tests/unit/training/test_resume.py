@@ -291,7 +291,7 @@ class TestSettings:
             "learning rate of update 9 is 0.00146 (was 0.001), because the schedule now spans max_updates=10" in printed
         )
 
-    def test_max_updates_and_other_limits_may_change(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_max_updates_update_freq_and_logging_may_change(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2).fit()
         run = trainer(tiny_corpus, tmp_path, max_updates=4, update_freq=2, log__every=2, batch__workers=0)
         run.fit()
@@ -468,5 +468,5 @@ class TestFolder:
     ],
     ids=str,
 )
-def test_kinds_inside_the_optimizer_may_not_change(difference: Difference, refused: bool) -> None:
+def test_only_changes_of_invariant_settings_are_refused(difference: Difference, refused: bool) -> None:
     assert difference.is_refused is refused

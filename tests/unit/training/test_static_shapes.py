@@ -133,13 +133,15 @@ def check_equal_losses(run: Trainer, *, updates: int) -> None:
 
 class TestEqualLosses:
     @pytest.mark.parametrize("name", RUNS)
-    def test_static_shapes_keep_losses_in_any_task(self, name: str, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_static_shapes_do_not_change_losses_of_any_task(
+        self, name: str, corpora: dict[str, str], tmp_path: Path
+    ) -> None:
         check_equal_losses(trainer(RUNS[name], corpora, tmp_path), updates=6)
 
     @pytest.mark.parametrize(
         "kind", [pytest.param(kind, marks=[] if kind in COMMON else pytest.mark.slow) for kind in attentions]
     )
-    def test_static_shapes_keep_losses_with_any_attention(
+    def test_static_shapes_do_not_change_losses_of_any_layer(
         self, kind: str, corpora: dict[str, str], tmp_path: Path
     ) -> None:
         roles = attentions.class_of(attentions.config_type(kind)).roles

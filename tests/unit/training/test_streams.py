@@ -106,7 +106,7 @@ def test_skipped_update_does_not_change_the_state(memory: str, at: int, corpus: 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) -> None:
-    """At a tiny learning rate, both epochs start with the same losses. Losses without state differ."""
+    """At a tiny learning rate, both epochs start with the same losses. Losses without recurrent state differ."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=1e-30, model__dropout=0.0)
     run.fit()
     logged = [loss for _, loss in losses(tmp_path / "run")]
@@ -119,8 +119,8 @@ def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) ->
     assert all(abs(one - other) > 1e-4 for one, other in zip(logged[1:7], nll[1:], strict=True))
 
 
-def test_validation_with_full_memory_equals_one_sample(corpus: str, tmp_path: Path) -> None:
-    """The memory includes all earlier tokens. Computed in float64."""
+def test_streams_with_full_memory_equal_one_long_sample(corpus: str, tmp_path: Path) -> None:
+    """The memory of the layers includes all earlier tokens. The validation is computed in float64."""
     changes = {"batch__streams": 1, "model__attention__memory_length": 500}
     run = trainer(corpus, tmp_path / "run", **changes)
     run.step.double()

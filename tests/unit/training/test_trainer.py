@@ -158,7 +158,7 @@ class TestNotFinite:
     def test_state_before_the_failed_update_is_saved(
         self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str
     ) -> None:
-        """The failure may be read only at the next log line. The resumed run equals an uninterrupted run."""
+        """The host may detect the failure only at the next log line. The resumed run equals an uninterrupted run."""
         changes = {"log__every": log_every, "optimizer": {"kind": optimizer, "lr": 0.001, "weight_decay": 0.01}}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
         run = trainer(tiny_corpus, tmp_path / "parts", checkpoint__every=100, validation__every=100, **changes)
@@ -208,7 +208,7 @@ class TestValidation:
             total = sum(float(run.step(batch)[1]["nll"][0]) for batch in batches)
         assert values[0]["nll"] == pytest.approx(total / dataset.sizes_ND[:, 1].sum(), rel=1e-5)
 
-    def test_validation_decodes_and_scores(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_validation_logs_the_bleu_of_decoded_outputs(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(
             tiny_corpus,
             tmp_path,
@@ -320,7 +320,7 @@ class TestConfig:
         with pytest.raises(UserError, match=r"max_updates.*max_epochs"):
             trainer(tiny_corpus, tmp_path, max_updates=0)
 
-    def test_missing_corpus_error_names_the_command(self, tmp_path: Path) -> None:
+    def test_error_about_a_missing_corpus_names_the_command(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="seqtk-preprocess here"):
             trainer(tmp_path / "nowhere", tmp_path, task__made_by="seqtk-preprocess here")
 

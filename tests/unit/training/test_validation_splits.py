@@ -78,7 +78,7 @@ class TestSeveralSplits:
             trainer(tmp_path / "corpus", tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
 
-    def test_split_of_other_data_may_select_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_split_of_different_data_may_select_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         sets = [{"data": str(other), "split": "valid1"}, {"split": "valid"}]
@@ -94,7 +94,7 @@ class TestSeveralSplits:
             assert losses(tmp_path / "same", kind) == losses(tmp_path / "whole", kind)
             assert losses(tmp_path / "parts", kind) == losses(tmp_path / "whole", kind)
 
-    def test_validation_set_with_other_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_set_with_a_different_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         lines = (other / "dict.de.txt").read_text().splitlines()
@@ -120,11 +120,11 @@ class TestNames:
         with pytest.raises(UserError, match=r"no split 'absent'(.|\n)*validation\.split=null"):
             trainer(tiny_corpus, tmp_path, validation__split="absent")
 
-    def test_default_split_is_not_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_log_does_not_name_the_default_split(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path).fit()
         assert '"split"' not in (tmp_path / "log.jsonl").read_text()
 
-    def test_run_without_names_in_its_log_resumes(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_run_with_an_old_log_without_splits_resumes(self, two_splits: Path, tmp_path: Path) -> None:
         trainer(two_splits, tmp_path, validation__split="valid1", max_updates=4).fit()
         log = tmp_path / "log.jsonl"
         log.write_text(log.read_text().replace(', "split": "valid1"', ""))

@@ -1,4 +1,4 @@
-"""Low-precision copies of the weights: losses and gradients equal autocast, and the copies follow the weights."""
+"""Low-precision copies of the weights: gradients are near autocast, and copies are updated with the weights."""
 
 from collections.abc import Callable
 
