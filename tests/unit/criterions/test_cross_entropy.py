@@ -1,4 +1,4 @@
-"""Cross-entropy criteria: the loss is a sum over targets, so that two halves of a batch add up to the batch."""
+"""Cross-entropy criteria: the loss is a sum over targets, so the losses of two parts of a batch add up."""
 
 import dataclasses
 

@@ -36,7 +36,7 @@ class TestRegistry:
         with pytest.raises(UserError, match="bleu"):
             metrics["blue"]
 
-    def test_every_metric_has_the_right_direction(self) -> None:
+    def test_higher_is_better_is_right_for_each_metric(self) -> None:
         higher = {name for name in metrics if metrics[name].higher_is_better}
         assert {"bleu", "chrf", "accuracy"} <= higher
         assert not {"loss", "nll", "ppl", "ter", "word_ppl", "bits_per_byte"} & higher

@@ -61,7 +61,7 @@ def test_paired_bootstrap_distinguishes_systems():
     assert copy.p_value == 1.0
 
 
-def test_several_references_equal_sacrebleu():
+def test_scores_of_several_references_equal_sacrebleu():
     other = [line.replace("mat", "rug") for line in REFERENCES]
     scores = corpus_scores(BAD, REFERENCES, other, names=("bleu", "chrf", "ter"))
     assert scores["bleu"].value == sacrebleu.corpus_bleu(BAD, [REFERENCES, other]).score

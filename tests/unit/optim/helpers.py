@@ -1,4 +1,4 @@
-"""A linear layer, and the same gradients for it in each test."""
+"""A linear layer and gradients for tests of optimizers. They are the same in each test."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ STEPS = 5
 
 
 def layer(dtype: torch.dtype = torch.float64) -> nn.Linear:
-    """Returns the same layer in each call."""
+    """Returns a layer with the same weights in each call."""
     torch.manual_seed(1)
     return nn.Linear(3, 2, dtype=dtype)
 

@@ -48,7 +48,10 @@ def second_moment(squares: list[Tensor], decay: float) -> Tensor:
 
 
 def expected(value: Tensor, config: AdafactorConfig, scale: float = 1.0) -> Tensor:
-    """Algorithms 4 and 5 of Shazeer and Stern (2018), with lr as the upper bound of the step and decoupled decay."""
+    """Returns a weight after all updates of algorithms 4 and 5 (Shazeer and Stern 2018), with decoupled decay.
+
+    lr is the upper bound of the relative step size.
+    """
     seen = [scale * gradient for gradient in gradients(value.shape)]
     for step in range(1, STEPS + 1):
         heads = [(each,) for each in range(value.shape[0])] if value.ndim == 3 else [()]
@@ -86,7 +89,7 @@ def test_adafactor_updates_equal_the_paper(config: AdafactorConfig, dtype: torch
         )
 
 
-def test_state_of_a_matrix_is_a_row_and_a_column() -> None:
+def test_matrix_state_has_one_value_per_row_and_column() -> None:
     module = nn.Linear(300, 200, bias=False)
     optimizer = optimizers.build(AdafactorConfig(), module)
     module.weight.grad = torch.ones_like(module.weight)

@@ -39,7 +39,7 @@ def test_adam_and_adamw_equal_their_formula(config: AdamConfig) -> None:
 
 
 def test_fairseq_adam_differs_by_eps_only() -> None:
-    """fairseq: w ← w − lr √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + eps)."""
+    """The update of fairseq is w ← w − lr √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + eps)."""
     config, module = AdamConfig(lr=0.1), layer()
     value = module.weight.detach().clone()
     first, second = torch.zeros_like(value), torch.zeros_like(value)

@@ -55,7 +55,7 @@ def test_muon_and_adamw_parts_equal_torch() -> None:
 
 
 def orthogonalized(value: Tensor) -> Tensor:
-    """Applies five steps of a x + b x³ + c x⁵ to the singular values, divided by their norm (Jordan 2024)."""
+    """Divides the singular values by their norm, then replaces x by a x + b x³ + c x⁵ five times (Jordan 2024)."""
     u, s, v = torch.linalg.svd(value, full_matrices=False)
     s = s / s.norm()
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_rates_of_muon_and_adamw_follow_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
-def test_model_may_have_weights_for_one_part_only(module: nn.Module) -> None:
+def test_model_may_have_weights_for_muon_or_adamw_only(module: nn.Module) -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.1), module)
     weight = next(module.parameters())
     before, weight.grad = weight.detach().clone(), torch.ones_like(weight)

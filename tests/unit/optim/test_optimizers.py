@@ -116,7 +116,7 @@ def test_learning_rate_0_changes_no_weight(config_type: type[OptimizerConfig]) -
 
 @pytest.mark.parametrize("config_type", ALL)
 def test_zero_gradient_without_decay_changes_no_weight(config_type: type[OptimizerConfig]) -> None:
-    """For example, the embedding of a token that does not occur."""
+    """For example, the embedding of a token that is not in the batch has such a gradient."""
     module = layer(torch.float32)
     optimizer = optimizers.build(config_type(weight_decay=0.0), module)
     before = copy.deepcopy(module.state_dict())

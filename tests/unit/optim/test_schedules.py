@@ -55,7 +55,7 @@ def test_inverse_sqrt_halves_at_four_times_warm_up() -> None:
     assert [without.lr(step) for step in (0, 1, 4)] == pytest.approx([1, 1, 1 / 2])
 
 
-def test_cosine_ends_at_min_lr_with_the_run() -> None:
+def test_cosine_reaches_min_lr_at_the_end_of_the_run() -> None:
     schedule = build(CosineConfig(warmup_updates=20, min_lr=0.2))
     assert [schedule.lr(step) for step in (20, 60)] == pytest.approx([1, 0.6])
     assert schedule.lr(99) == pytest.approx(0.2, abs=1e-3)
