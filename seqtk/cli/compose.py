@@ -149,6 +149,12 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
         raise _defaults_error(path, error) from None
     except RecursionError:
         raise UserError(f"The defaults lists of {path} contain a cycle.") from None
+    for override in defaults.config_overrides:  # Hydra takes the name of a group that does not exist for a key
+        if override.key_or_group != "hydra.searchpath":
+            raise UserError(
+                f"There is no config group '{override.key_or_group}'.",
+                "A group is a folder next to the recipe; GROUP=OPTION reads GROUP/OPTION.yaml.",
+            )
     entries = [entry for entry in defaults.defaults if entry.config_path and not entry.config_path.startswith("hydra/")]
     return [
         _load(entry.config_path, entry.package, folders)

@@ -6,7 +6,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
@@ -87,12 +87,21 @@ class InverseSqrt(Schedule):
 class Decay(Schedule):
     """Base class of schedules with a period, which is `config.period` or, by default, all updates after warm-up."""
 
+    end_key: ClassVar[str] = "end_lr"
+    """The setting of the last rate, which must not be higher than the peak."""
+
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.period is None and max_steps is None:
             raise UserError(
                 f"schedule={schedules.name_of(type(config))} requires the length of the run.",
                 "Set max_updates, or set schedule.period to the number of updates after warm-up.",
+            )
+        if getattr(config, self.end_key) > lr:
+            setting = f"schedule.{self.end_key}"
+            raise UserError(
+                f"{setting}={getattr(config, self.end_key)} is higher than the peak, optimizer.lr={lr}.",
+                f"Lower {setting}.",
             )
         self.period = float(config.period or max(1, (max_steps or 0) - config.warmup_updates))
 
@@ -115,12 +124,7 @@ class Cosine(Decay):
     multiplied by shrink^i (fairseq).
     """
 
-    def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
-        super().__init__(config, lr=lr, max_steps=max_steps)
-        if config.min_lr > lr:
-            raise UserError(
-                f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.", "Lower schedule.min_lr."
-            )
+    end_key = "min_lr"
 
     def after_warmup(self, step: int) -> float:
         cycle, done, length = 0, float(step), self.period
@@ -175,13 +179,6 @@ class WarmupStableDecay(Decay):
     Before the decay the rate does not depend on T, so a run can be resumed with a larger `max_updates` without any
     effect on earlier updates (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.
     """
-
-    def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
-        super().__init__(config, lr=lr, max_steps=max_steps)
-        if config.end_lr > lr:
-            raise UserError(
-                f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.", "Lower schedule.end_lr."
-            )
 
     def after_warmup(self, step: int) -> float:
         end: float = self.config.end_lr

@@ -26,7 +26,7 @@ from seqtk.metrics import metrics
 from seqtk.tasks import tasks
 from seqtk.tasks.other_data import other_data, parallel_lines
 from seqtk.tasks.report import Report
-from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import nearest
 
 DECODING_BATCH = BatchingConfig(max_tokens=4096, max_sentences=64)
@@ -230,7 +230,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a list of strings, not of {type(text).__name__}")
     if count is not None and len(texts) != count:
-        raise UserError(f"There are {how_many(len(texts), name.removesuffix('s'))}, but {count:,} inputs.")
+        raise UserError(f"The number of {name} is {len(texts):,}, but the number of inputs is {count:,}.")
     return texts
 
 

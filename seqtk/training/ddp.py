@@ -120,11 +120,12 @@ class DDP(Engine):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
         others = self._silent_processes()
-        named = f"Process {', '.join(map(str, others))}" if others else "Another process"
+        several = len(others) > 1
+        named = f"Process{'es' if several else ''} {', '.join(map(str, others))}" if others else "Another process"
         if "timed out" in text or "timeout" in text:
             limit = f"parallel.timeout={self.timeout:g} seconds"
             return f"{named} did not respond to process {self.rank} within {limit}."
-        return f"{named} has ended, so process {self.rank} also ends."
+        return f"{named} {'have' if several else 'has'} ended, so process {self.rank} also ends."
 
     def _silent_processes(self) -> list[int]:
         """Returns the ranks of the processes that have ended or hang: they report no error within REPORTING seconds."""

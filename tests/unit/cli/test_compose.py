@@ -168,6 +168,11 @@ class TestGroups:
         with pytest.raises(UserError, match="model/huge"):
             self.choose(folder, "defaults: [model: small]", "model@model=huge")
 
+    @pytest.mark.parametrize("argument", ["models/small=big", "models@model=big", "~models/small"])
+    def test_unknown_group_is_refused(self, folder: Path, argument: str) -> None:
+        with pytest.raises(UserError, match="config group 'models"):
+            self.choose(folder, "defaults: [model: small]", argument)
+
 
 def test_unknown_interpolation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nam"):

@@ -114,6 +114,7 @@ def test_schedule_without_length_or_period_is_refused(name: str) -> None:
     [
         (ConstantConfig(warmup_updates=-1), "warmup_updates=-1"),
         (CosineConfig(min_lr=2.0), "min_lr=2.0"),
+        (PolynomialConfig(end_lr=2.0), "end_lr=2.0"),
         (CosineConfig(t_mult=0.5), "t_mult=0.5"),
         (CosineConfig(period=0), "period=0"),
         (PolynomialConfig(period=0), "period=0"),

@@ -97,7 +97,7 @@ class TestTranslate:
         assert all(text.startswith("zebra") for text in model.translate(SENTENCES, prefixes=["zebra"] * 3))
         with pytest.warns(UserWarning, match="Prefixes"):
             model.translate(["w1"], prefixes=["w1 w2 w3"], max_length_b=1)
-        with pytest.raises(UserError, match="2 prefixes"):
+        with pytest.raises(UserError, match="number of prefixes is 2"):
             model.translate(SENTENCES, prefixes=["a", "b"])
 
     def test_translate_checks_its_arguments(self, run: seqtk.Run) -> None:
