@@ -1,6 +1,6 @@
 """Batches: frozen dataclasses of tensors, with the weight by which the loss is divided.
 
-B batch, S source length, T target length.
+B batch, S source length, T target length, N examples, D sides of an example (source and target, or one).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Batch:
     """Base class of batches: the indices of the examples and the weight. Subclasses add tensors."""
 
     sides: ClassVar[Mapping[str, int]] = {}
-    """Name of a padded tensor → the column of `sizes_ND` with the lengths of its rows."""
+    """Maps the name of each padded tensor to the column of `sizes_ND` with the lengths of its rows."""
 
     ids_B: Tensor
     """The index of the example in each row; -1 for filler rows."""
@@ -72,21 +72,21 @@ class Batch:
         return self.ids_B[: len(self.ids_B) - self.fillers].tolist()
 
     def as_empty(self) -> Self:
-        """Returns a copy of this batch with weight 0, the micro-batch of a rank that has no examples left.
+        """Returns a copy of this batch with weight 0, for a rank that has no examples left.
 
         In training, the loss of a batch of weight 0 is multiplied by 0.
         """
         return dataclasses.replace(self, weight=0)
 
     def filled(self, shape: Shape) -> Self:
-        """Pads this batch to the lengths of `shape`, and appends filler rows up to its number of rows.
+        """Returns this batch with rows padded to the lengths of `shape`, and filler rows appended up to `shape.rows`.
 
-        Filler rows are copies of the first row, so that no row consists of padding. Their targets are ignored: PAD for
-        tokens, -1 for classes.
+        Filler rows are copies of the first row, so that no row consists only of padding. Their targets are ignored: PAD
+        for tokens, -1 for classes.
         """
         fillers = shape.rows - len(self.ids_B)
         if fillers < 0:
-            raise ValueError(f"{len(self.ids_B)} rows do not fit {shape}")
+            raise ValueError(f"a batch of {len(self.ids_B)} rows does not fit into {shape}")
         changed: dict[str, Any] = {}
         for name, tensor in self._tensors().items():
             filler = tensor[:1]
@@ -96,7 +96,7 @@ class Batch:
             if name in self.sides:
                 missing = shape.lengths[self.sides[name]] - tensor.shape[1]
                 if missing < 0:
-                    raise ValueError(f"{name} of length {tensor.shape[1]} does not fit {shape}")
+                    raise ValueError(f"{name} of length {tensor.shape[1]} does not fit into {shape}")
                 changed[name] = functional.pad(changed[name], (0, missing), value=PAD)
         return dataclasses.replace(self, **changed, fillers=self.fillers + fillers)
 
@@ -142,7 +142,7 @@ class LanguageBatch(Batch):
 
 
 class Examples(Protocol[E_co]):
-    """Protocol of objects with a length that return examples by index. They must be picklable if workers read them."""
+    """Protocol of collections of examples that are read by index. Must be picklable if worker processes read them."""
 
     def __len__(self) -> int: ...
 
@@ -189,7 +189,7 @@ def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
 
 
 def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> TranslationBatch:
-    """Collates examples `(index, source ids, target ids)`, whose sequences end in EOS."""
+    """Collates examples `(index, source ids, target ids)` into a batch. All sequences must end in EOS."""
     indices, sources, targets = zip(*examples, strict=True)
     target_BT = pad_rows(targets)
     previous_BT = target_BT.roll(1, dims=1)

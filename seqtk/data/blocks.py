@@ -1,6 +1,6 @@
 """Splits concatenated items into blocks, the samples of a language model, and collates blocks into batches.
 
-The modes equal the modes of fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
+The break modes are the values of fairseq's `sample_break_mode`. The blocks depend only on the lengths of the items.
 N items, K blocks, B batch, T length.
 """
 
@@ -58,7 +58,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
 
 
 def _first_items(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Returns the first item of each block: 0, following[0], following[following[0]], …"""
+    """Returns the first item of each block. `following_N[i]` is the item after a block that starts at item i."""
     following, firsts, item = following_N.tolist(), [], 0
     while item < len(following):
         firsts.append(item)
@@ -134,19 +134,19 @@ class ContextBlocks:
 
 
 def _document_starts(sizes_N: npt.NDArray[Any], starts_K: Bounds) -> Bounds:
-    """Returns the start of the document that contains each position: the end of the last separator before it."""
+    """Returns, for each position in `starts_K`, the start of its document: the end of the last separator before it."""
     ends_N = np.cumsum(sizes_N, dtype=np.int64)
     separator_ends = np.concatenate([[0], ends_N[sizes_N == SEPARATOR_LENGTH]])
     return separator_ends[np.searchsorted(separator_ends, starts_K, side="right") - 1]
 
 
 def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
-    """Collates examples `(index, ids)`, of which the first id is context and the others are targets."""
+    """Collates examples `(index, ids)`. The first id is context, the others are targets."""
     return collate_windows([(index, ids, 1) for index, ids in examples])
 
 
 def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> LanguageBatch:
-    """Collates examples `(index, ids, known)`, of which the first `known` ids are context and the others targets."""
+    """Collates examples `(index, ids, known)`. The first `known` ids are context, the others are targets."""
     indices, rows, known = zip(*examples, strict=True)
     target_BT = pad_rows([ids[1:] for ids in rows])
     context_B1 = torch.tensor(known)[:, None] - 1

@@ -64,7 +64,7 @@ def _character(name: str) -> str:
 
 
 def kind_of(vocabulary: Vocabulary) -> str | None:
-    """Returns "bytes" or "characters" if the tokens are named as in this file, else None."""
+    """Returns "bytes" or "characters" if the tokens have the names of bytes or of characters, else None."""
     words = vocabulary.tokens[UNK + 1 :]
     if tuple(words) == BYTE_NAMES:
         return "bytes"

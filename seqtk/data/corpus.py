@@ -47,7 +47,10 @@ class TextConfig:
         return self.langs if self.target_lang else (self.source_lang,)
 
     def prefixes(self) -> dict[str, str]:
-        """Returns name of a split → prefix. Commas separate prefixes, unless a file with commas in its name exists."""
+        """Returns a dict from the name of each split to its prefix.
+
+        Commas separate prefixes, unless a file with commas in its name exists.
+        """
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
@@ -56,7 +59,7 @@ class TextConfig:
         return named
 
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """Returns the files of each split, in the order of the languages. Raises UserError if one is missing."""
+        """Returns the files of each split, in the order of the languages. Raises UserError if a file is missing."""
         if self.target_lang and not self.source_lang:
             raise UserError("target_lang= requires source_lang=.", "For monolingual text, set only source_lang=.")
         if self.target_lang and self.target_lang == self.source_lang:
@@ -66,13 +69,13 @@ class TextConfig:
             for name, prefix in self.prefixes().items()
         }
         if not found:
-            raise UserError("No text is set.", "Set train=, valid= or test= to the prefix of text files.")
+            raise UserError("No text file is set.", "Set train=, valid= or test= to the prefix of text files.")
         return found
 
 
 @dataclass(frozen=True)
 class Text:
-    """The files of a split, one for each language, and the number of lines of each."""
+    """The files of a split, one for each language, and the number of lines of each file."""
 
     name: str
     paths: tuple[Path, ...]
@@ -80,9 +83,9 @@ class Text:
 
 
 def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
-    """Returns the file of one side of a corpus, plain or compressed: `prefix.lang`, or `prefix` if `lang` is None.
+    """Returns the path of a text file, plain or compressed: `prefix.lang`, or `prefix` if `lang` is None.
 
-    Raises UserError if the file is missing. The error names similar files and `key`, the setting with `prefix`.
+    Raises UserError if the file is missing. The error names similar files and `key`, the setting that has `prefix`.
     """
     path = _find(prefix, lang)
     if path is not None:
@@ -109,7 +112,7 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
         )
     endings = ", ".join(SUFFIXES[1:])
     near = near_path(name, suits=Path.is_file)
-    raise UserError(f"There is no text file {name} (nor with {endings}).", *near)
+    raise UserError(f"There is no text file {name}, plain or compressed ({endings}).", *near)
 
 
 def languages_of(prefix: str) -> list[str]:
@@ -163,7 +166,7 @@ def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
 
 
 def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[bytes, ...]]:
-    """Yields one block of each file at a time. The blocks have the same line numbers.
+    """Yields tuples of blocks, one block of each file. The blocks of a tuple contain the same line numbers.
 
     The block of the first file has about `block_bytes` bytes.
     """

@@ -1,6 +1,6 @@
 """Batches for models with only an encoder: texts or pairs of texts with a class, and texts with masked tokens.
 
-B batch, S length, R rows of the encoder.
+B batch, S length, R rows of the encoder's input.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class ClassBatch(Batch):
         return self.texts == PAD if self.padded else None
 
     def filled(self, shape: Shape) -> Self:
-        """See `Batch.filled`. If rows of this shape never have padding, the result has no padding mask."""
+        """See `Batch.filled`. The result has no padding mask if rows of `shape` never have padding."""
         is_longer = self.source_BS.shape[1] < shape.lengths[0]
         return dataclasses.replace(super().filled(shape), padded=self.padded or is_longer or not shape.exact)
 

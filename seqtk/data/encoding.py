@@ -28,7 +28,8 @@ class EncodedLines:
         ids: The ids of all lines, concatenated.
         sizes: The number of ids of each line.
         special: The number of words that equal a special symbol, such as `<pad>`. These words are encoded as UNK.
-        kept: The numbers of bytes and characters that can be decoded from the tokens. None: the whole text.
+        kept: The numbers of bytes and characters that can be decoded from the tokens. None if the whole text can be
+            decoded.
     """
 
     ids: Ids
@@ -38,7 +39,7 @@ class EncodedLines:
 
 
 class LineEncoder(Protocol):
-    """Encodes the lines of one language."""
+    """Protocol of objects that encode the lines of one language."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -110,7 +111,7 @@ class PieceEncoder:
         return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
     def _look_up_unknown_pieces(self, ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """Encodes lines that contain unknown pieces again: looks up these pieces as words of the vocabulary."""
+        """Encodes the lines that contain unknown pieces again: looks up the text of each piece in the vocabulary."""
         ends = np.cumsum(sizes)
         for i in np.unique(np.searchsorted(ends, np.flatnonzero(is_unknown), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
@@ -150,13 +151,13 @@ def _size(piece: str | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """One encoded and filtered block.
+    """The result of encoding and filtering a block of lines.
 
     Attributes:
         flats: For each language, the ids of the kept lines, concatenated.
         sizes: For each language, the number of ids of each kept line.
         lines: The number of lines that were read.
-        dropped: The number of lines that each rule dropped.
+        dropped: For each rule of `LengthFilter`, the number of lines that it dropped.
         special: For each language, the number of words that equal a special symbol.
         text: The size of monolingual text before lines were dropped. None for pairs.
         kept: The size of the part of `text` that can be decoded from the tokens.

@@ -14,7 +14,7 @@ RULES = ("empty", "too_short", "too_long", "ratio")
 class LengthFilter:
     """Keeps lines or pairs with `min_length` to `max_length` tokens on each side and a ratio of at most `max_ratio`.
 
-    The ratio is the length of the longer side divided by the length of the shorter side. None: no limit.
+    The ratio is the length of the longer side divided by the length of the shorter side. A limit of None is no limit.
     """
 
     min_length: int = 1
@@ -22,9 +22,9 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """Returns (mask of the lines to keep, rule → number of lines that it drops).
+        """Returns (mask of the lines to keep, dict from each rule to the number of lines that it drops).
 
-        If several rules drop a line, the first one counts.
+        A line that several rules drop is counted only for the first of them.
         """
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
         drops = (

@@ -1,4 +1,4 @@
-"""Reads token ids from data sets in fairseq's memory-mapped format, which `IndexedWriter` writes, or its older format.
+"""Reads token ids from data sets in fairseq's memory-mapped format (see `IndexedWriter`) or fairseq's older format.
 
 A data set consists of two files: `PREFIX.bin` contains the concatenated ids of all items, and `PREFIX.idx` the start
 and the length of each item (`docs/formats.md` describes both layouts byte by byte). Items are read with `pread`, not
@@ -37,7 +37,7 @@ AGAIN = "Copy the file again, or make the data-bin again, then run the same comm
 class IndexedDataset:
     """A data set of token ids. `dataset[i]` reads item i and returns it as an int64 array.
 
-    `sizes` contains the number of ids of each item, including EOS. Picklable; a copy opens the files again.
+    `sizes` contains the number of ids of each item, including EOS. Picklable: the copy opens the files again.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -89,7 +89,7 @@ class IndexedDataset:
         return self._read(self._start(i), int(self.sizes[i]))
 
     def take(self, indices: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """Returns several items. This takes half the time of reading them one by one."""
+        """Returns the items at `indices`. This takes half the time of reading the items one by one."""
         places = np.array(indices, dtype=np.int64)
         sizes = self.sizes[places].astype(np.int64)
         starts = np.frombuffer(self._index.gather(self._starts_at + 8 * places, np.full(len(places), 8)), dtype="<i8")
@@ -138,7 +138,9 @@ class _File:
         """Reads `count` bytes, starting at byte `start`. Raises UserError if the file is too short or unreadable."""
         try:
             read = os.pread(self._descriptor, count, start)
-            while len(read) < count:  # pread may return fewer bytes than requested, but none only at the end of a file
+            while (
+                len(read) < count
+            ):  # pread may return fewer bytes than requested, but returns none only at the end of a file
                 more = os.pread(self._descriptor, count - len(read), start + len(read))
                 if not more:
                     raise UserError(
@@ -151,7 +153,7 @@ class _File:
         return read
 
     def gather(self, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> bytes:
-        """Returns the concatenation of several ranges of bytes. Raises the errors of `read`."""
+        """Returns the concatenation of several ranges of bytes. Raises UserError as `read` does."""
         ranges = list(zip(starts.tolist(), counts.tolist(), strict=True))
         with suppress(OSError):
             found = b"".join([os.pread(self._descriptor, count, start) for start, count in ranges])
@@ -161,7 +163,7 @@ class _File:
 
 
 def _open(path: str) -> int:
-    """Returns a descriptor of a file. If too many files are open, raises the limit to the maximum of the system."""
+    """Opens a file and returns its descriptor. If too many files are open, raises the soft limit to the hard limit."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         return os.open(path, flags)
@@ -179,7 +181,7 @@ def _open(path: str) -> int:
 
 
 def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """Parses the index of a memory-mapped data set into (items, type, offset of the sizes, offset of the starts)."""
+    """Parses an index in the newer format. Returns (number of items, data type, offset of sizes, offset of starts)."""
     if index.size < HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.", AGAIN)
     _, version, code, length = HEADER.unpack(index.read(0, HEADER.size))
@@ -200,7 +202,7 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
 
 
 def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """Parses the index of a data set in the older format into (items, type, offset of the sizes, offset of starts)."""
+    """Parses an index in the older format. Returns (number of items, data type, offset of sizes, offset of starts)."""
     if index.size < LEGACY_HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.", AGAIN)
     _, version, code, _, length, dimensions = LEGACY_HEADER.unpack(index.read(0, LEGACY_HEADER.size))
@@ -221,5 +223,5 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
     if version != 1:
         raise UserError(f"{prefix}.idx has version {version} of the format; only version 1 is supported.")
     if code not in DTYPES:
-        raise UserError(f"{prefix}.idx contains numbers of type {code}, which are not token ids.")
+        raise UserError(f"{prefix}.idx contains numbers with the data type code {code}, which are not token ids.")
     return np.dtype(DTYPES[code])

@@ -26,7 +26,7 @@ def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
 class IndexedWriter:
     """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
 
-    It is a context manager: both files appear when the `with` block ends. If it raises an exception, no file appears.
+    It is a context manager. The files are created when the `with` block ends, unless the block raises an exception.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:

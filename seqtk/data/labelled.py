@@ -1,7 +1,8 @@
 """Writes labeled data-bins from text or from arrays of pixels or tokens, and prints reports about them.
 
 A labeled data-bin is a data-bin with two more files: `classes.txt` (one class per line; the index of a class is its
-line, from 0) and `SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
+line, from 0) and `SPLIT.labels.npy` (the class of each item). Pairs of texts are stored as the languages `first` and
+`second`.
 """
 
 import itertools
@@ -127,7 +128,7 @@ def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
 def write_arrays(
     destination: Path, classes: Sequence[str], symbols: Sequence[str], splits: Mapping[str, Iterable[Arrays]]
 ) -> None:
-    """Writes a labeled data-bin of arrays atomically. Each split is given as one or more parts.
+    """Writes a labeled data-bin of arrays atomically. Each split consists of one or more `Arrays`.
 
     Raises UserError if a split has no examples.
     """
@@ -166,11 +167,11 @@ def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], I
 
 def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
     if not len(labels):
-        raise UserError(f"Split '{split}' has no examples.", "Add examples, or choose a different source=.")
+        raise UserError(f"Split '{split}' has no examples.", "Add examples, or use different files.")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
-        raise UserError("All training examples have the same class.", "Add examples, or choose a different source=.")
+        raise UserError("All training examples have the same class.", "Add examples, or use different files.")
     ends = np.cumsum(list(parts.values()))[:-1]
     for part, own in zip(parts, np.split(labels.astype(np.int32), ends), strict=True):
         np.save(folder / f"{part}{LABELS}", own)
@@ -188,7 +189,7 @@ _ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", 
 def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
     """Writes the labeled data-bin that `config` describes, and returns its report.
 
-    No example is dropped. The classes are those in the training split or, without a training split, in all splits.
+    No example is dropped. The classes are the labels in the training split or, without a training split, in all splits.
 
     Raises:
         UserError: If a file or setting is invalid, or an example has a class that no training example has. The folder
@@ -233,7 +234,7 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
 
 
 def _files(config: PreprocessConfig) -> dict[str, str]:
-    """Returns the file of each split. Raises UserError if there is none."""
+    """Returns the file of each split. Raises UserError if no file is set."""
     prefixes = config.prefixes()
     if not prefixes:
         raise UserError("No labeled file is set.", "Set at least one of train=, valid= and test=.")
@@ -256,7 +257,7 @@ def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
     if config.valid_share and (config.train is None or config.valid):
         raise UserError(
             "valid_share= requires train=, and cannot be combined with valid=.",
-            "It moves examples of train= to the split valid.",
+            "It moves examples of train= to the split valid. Set train=, and remove valid= or valid_share=.",
         )
 
 

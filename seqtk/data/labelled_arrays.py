@@ -1,10 +1,11 @@
 """Reads labeled items (pixels or tokens, with a class per item) from NumPy files. Nothing is unpickled.
 
-An `.npz` file contains all arrays, by name. An `.npy` file contains the items; its other arrays are the files
-`STEM.NAME.npy` in the same folder. Items are the flattened rows of an array [N, ...], or are concatenated in an array
-[S] with a second array [N] of their lengths. Rows with lengths may be padded: the symbols after the length are dropped.
+An `.npz` file contains all arrays, by name. An `.npy` file `STEM.npy` contains the items, and the files
+`STEM.NAME.npy` in the same folder contain the other arrays. Items are the flattened rows of an array [N, ...], or are
+concatenated in an array [S] with a second array [N] of their lengths. Rows with lengths may be padded: the symbols
+after the length are dropped.
 
-N items, S symbols.
+N items, S symbols (a symbol is a pixel or a token).
 """
 
 import math
@@ -28,7 +29,7 @@ ARRAY_FORMATS = ("npz", "npy")
 _PART = 1 << 20
 """The number of symbols that are read at a time."""
 _MAX_SYMBOLS = 1 << 20
-"""Maximum size of a dictionary. Without a limit, one wrong number in the data would add an entry per smaller number."""
+"""Maximum size of a dictionary. Without a limit, one wrong number in the data would make a huge dictionary."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -98,7 +99,7 @@ class ArrayFile:
             raise UserError(f"{path} has items of the shape {list(self.shape[1:])}, which are empty.")
 
     def labels(self) -> list[str]:
-        """Returns the class of each item."""
+        """Returns the name of the class of each item."""
         label_N = self._read_all(self._labels)
         if label_N.ndim == 2 and label_N.shape[1] == 1:
             label_N = label_N[:, 0]
@@ -120,13 +121,13 @@ class ArrayFile:
             ) from None
 
     def largest(self) -> int:
-        """Returns the largest symbol."""
+        """Returns the largest token, or 255 for pixels."""
         if self.pixels:
             return 255
         return max(int(symbols.max(initial=0)) for symbols, _ in self.parts())
 
     def parts(self) -> Iterator[Part]:
-        """Yields all items in parts. Raises UserError, with the example's number, if a symbol is not a valid token."""
+        """Yields all items in parts. Raises UserError, with the number of the example, if a token is invalid."""
         done = 0
         with self._open(self._items, is_items=True) as stored:
             for start, end in self._part_bounds():
@@ -136,7 +137,7 @@ class ArrayFile:
                     first = wrong[0]
                     number = done + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
                     raise UserError(
-                        f"Example {number:,} of {self.path} has the symbol {symbols[first]}.",
+                        f"Example {number:,} of {self.path} has the token {symbols[first]}.",
                         f"Tokens must be from 0 to {_MAX_SYMBOLS - 1:,}: the dictionary has 0 to the largest token.",
                         "Renumber the tokens: numpy.unique(array, return_inverse=True).",
                     )

@@ -69,7 +69,7 @@ class LabelledText:
 
 
 def place_of(line: int, path: str) -> str:
-    """Returns the position of an example for an error: the line of a text file, or the item of an array."""
+    """Returns the position of an example for an error message: "Line 3 of FILE", or "Example 3 of FILE" for arrays."""
     return f"{'Example' if is_array_file(path) else 'Line'} {line:,} of {path}"
 
 
@@ -77,7 +77,7 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     """Yields the examples of a file. The format follows from the file extension (see `format_of`).
 
     TSV has no quotes. CSV follows RFC 4180: quoted fields may contain commas, quotes and line ends. Tabs and line ends
-    in a field become spaces. The text of an item of an array is its symbols, separated by spaces.
+    in a field become spaces. An item of an array becomes a text of its pixels or tokens, separated by spaces.
 
     Raises:
         UserError: If the file or a column of `columns` is missing, if the file is empty, or if a class is empty or not
@@ -169,7 +169,7 @@ def class_names(labels: Iterable[str]) -> list[str]:
 
 
 def check_classes(classes: Sequence[str], *, of: str) -> None:
-    """Raises UserError unless there are at least two classes, all different. `of` is their file, for the error."""
+    """Raises UserError unless there are at least two classes, all different. `of` is the name of their file."""
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise UserError(f"{of} has the class '{twice}' twice.")
@@ -205,7 +205,7 @@ def format_of(path: str) -> str:
 
 
 def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, fields) of each record. The fields are those that `keys` name, in the order of `keys`."""
+    """Yields (line number, fields) of each record, with the fields that `keys` names, in the order of `keys`."""
     if format_of(path) == "jsonl":
         for number, line in enumerate(read_lines(path), 1):
             if line.strip():

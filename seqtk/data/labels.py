@@ -15,7 +15,7 @@ CLASSES, LABELS = "classes.txt", ".labels.npy"
 
 
 def read_classes(directory: Path) -> list[str]:
-    """Returns the names of the classes, the lines of `classes.txt`. Raises UserError if there are none."""
+    """Returns the names of the classes, the lines of `classes.txt`. Raises UserError if there are no classes."""
     path = directory / CLASSES
     if not path.is_file():
         raise UserError(f"{directory} has no labels: there is no {CLASSES}.", "task=classification requires labels.")

@@ -40,7 +40,7 @@ class MaskingConfig:
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of the masks of the training text.")
 
     def check(self) -> None:
-        """Raises UserError if the sum of the shares exceeds 1."""
+        """Raises UserError if `masked` + `random` is more than 1."""
         if self.masked + self.random > 1:
             raise UserError(
                 f"The sum of task.masking.masked={self.masked} and task.masking.random={self.random} is more than 1.",
@@ -53,11 +53,11 @@ class Masking:
 
     Args:
         config: The settings.
-        vocabulary: The vocabulary of random tokens. Special symbols and filler words are never drawn.
+        vocabulary: The vocabulary of random tokens. Special symbols (except UNK) and filler words are never chosen.
         tokenizer: The tokenizer, which determines the boundaries of words for `whole_words`.
 
     Raises:
-        UserError: If the sum of the shares exceeds 1, or if word boundaries cannot be determined.
+        UserError: If `masked` + `random` is more than 1, or if word boundaries cannot be determined.
     """
 
     def __init__(self, config: MaskingConfig, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
@@ -87,7 +87,7 @@ class Masking:
         """
         config, count = self.config, len(ids_N)
         seed = config.seed if epoch != EVALUATION else 0
-        # NumPy guarantees this random stream in all versions, so that resumed runs have the same masks.
+        # NumPy guarantees the same random numbers in all versions, so that resumed runs have the same masks.
         random = np.random.RandomState(np.random.PCG64(np.random.SeedSequence([seed, epoch, example])))
         extra, key_N, roll_N, draw_N = np.split(random.random_sample(3 * count + 1), [1, count + 1, 2 * count + 1])
         eligible_N = ids_N > EOS
@@ -134,14 +134,14 @@ _BEGINS: dict[str | None, Callable[[str], bool]] = {
     "characters": lambda token: symbols.names_to_characters([token]).isspace(),
     "@@ ": lambda token: False,
 }
-"""Kind of tokens → function that returns True if a token always begins a word. A space belongs to the next word."""
+"""Maps kinds of tokens to functions that return True if a token begins a word. A space belongs to the next word."""
 
 
 def word_flags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> tuple[Flags, Flags]:
     """Returns (begins_V, True if a token begins a word; joins_V, True if the next token may continue its word).
 
     Raises:
-        UserError: If word boundaries cannot be determined from tokens of this kind.
+        UserError: If word boundaries cannot be determined from the tokens.
     """
     kind: Any = "sentencepiece" if tokenizer.model_bytes is not None else tokenizer.separator
     kind = "@@ " if kind == "subword_nmt" else kind

@@ -53,7 +53,7 @@ def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temper
 
 @dataclass(frozen=True)
 class _Part:
-    """The examples of one pass through a corpus that an epoch reads, in reading order."""
+    """A part of a pass through a corpus: the examples that an epoch reads, in reading order."""
 
     corpus: int
     examples: Dataset
@@ -64,8 +64,8 @@ class MixedExamples:
     """The examples of one epoch of several corpora, without copies. They depend only on the arguments.
 
     Each corpus is read in passes. A pass is a random permutation of all its examples, a function of (seed, corpus,
-    pass), so each example is read once before any is repeated. An epoch reads the next examples of each corpus, in the
-    number that `examples_per_epoch` returns. The index of an example is its index in the concatenation of all corpora.
+    pass), so each example is read once before any is repeated. An epoch reads the next examples of each corpus, as many
+    as `examples_per_epoch` returns. The index of an example is its index in the concatenation of all corpora.
 
     Args:
         corpora: The corpora. None of them is empty.
@@ -144,7 +144,7 @@ class MixedExamples:
         return passes * len(kept) + int(np.isin(last, kept).sum())
 
     def lines(self) -> list[str]:
-        """Returns the counts as text, one line per corpus."""
+        """Returns the number of examples per epoch as text, one line per corpus."""
         return [
             f"  {count:,} of {name} ({count / len(corpus):.3g} × {len(corpus):,})"
             for name, corpus, count in zip(self.names, self.corpora, self.counts, strict=True)
@@ -180,5 +180,5 @@ def _order_of_pass(number: int, turn: int, *, size: int, seed: int) -> IndexArra
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names. Appends the number of the corpus, from 1, to names that occur more than once."""
+    """Returns `names`, with the number of the corpus (from 1) appended to names that occur more than once."""
     return tuple(f"{name} ({k})" if list(names).count(name) > 1 else name for k, name in enumerate(names, 1))

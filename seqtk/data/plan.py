@@ -83,7 +83,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True)
 class Position:
-    """The position of a run: the epoch, from 1, and the number of its examples that the ranks have read together."""
+    """The position of a run: the epoch, from 1, and the number of its examples that all ranks together have read."""
 
     epoch: int = 1
     examples: int = 0
@@ -115,7 +115,7 @@ class Update:
 
     @property
     def micro_batches(self) -> list[tuple[IndexArray, Shape | None]]:
-        """(Examples to read, static shape or None) for each micro-batch."""
+        """The indices of the examples to read, and the static shape or None, for each micro-batch."""
         read = (np.array([self.stand_in]) if indices is None else indices for indices in self.indices)
         return list(zip(read, self.shapes or [None] * len(self.indices), strict=True))
 
@@ -143,8 +143,8 @@ def epoch_plan(
 def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = False) -> tuple[Shape, ...]:
     """Returns the static shapes of a run, which depend on the lengths of its examples and its settings.
 
-    The result is empty without `batch.shapes`, and for streams, whose shapes depend only on the settings. `joined`:
-    True if a batch pads all sides to the same length.
+    The result is empty without `batch.shapes`, and for streams, whose shapes depend only on the settings. `joined`
+    means that a batch pads all sides to the same length.
     """
     if config.shapes is None or config.streams is not None:
         return ()
@@ -158,7 +158,7 @@ def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]
 
 
 def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
-    """Returns the number of positions in each of the `real_batches`, including padding and filler rows."""
+    """Returns the number of positions in each batch of `real_batches`, including padding and filler rows."""
     batches = real_batches(plan)
     varying = [indices for indices, shape in batches if shape is None]
     cells: list[int] = []
@@ -183,7 +183,7 @@ def reading_order(
 ) -> IndexArray:
     """Returns the examples of the epoch of `position` in the order in which the ranks read them. Not for streams.
 
-    The first `position.examples` examples have been read.
+    At `position`, the first `position.examples` of them have been read.
     """
     read, left_N = _stretches(sizes_ND, seed=seed, position=position)
     batches, _ = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=left_N)
@@ -225,8 +225,8 @@ def epoch_batches(
 
     The examples are permuted by (seed, epoch) and split into windows of about `bucket` batches. Each window is sorted
     by the length of the target, then of the source, and packed into batches, whose order is shuffled. A larger `bucket`
-    gives less padding and less random batches. NumPy guarantees this random stream in all versions, so that resumed
-    runs have the same batches. `among` restricts the batches to these examples.
+    gives less padding and less random batches. NumPy guarantees the same random numbers in all versions, so that
+    resumed runs have the same batches. If `among` is given, only these examples are used.
 
     Raises UserError if no example is usable.
     """
@@ -267,10 +267,10 @@ def pack(
 
     `sizes_N[i]` is the length of example i.
 
-    With `multiple` > 1, the number of examples in a batch is rounded down to a multiple, unless it is smaller. The
-    remaining examples start the next batch or, if the next example does not fit, are a separate batch. An example that
-    exceeds the limits is a separate batch. fairseq's batch_by_size does the same, but drops a last batch whose size is
-    not a multiple.
+    With `multiple` > 1, the number of examples in a batch is rounded down to a multiple of `multiple`, unless it is
+    smaller than `multiple`. The remaining examples start the next batch or, if the next example does not fit, are a
+    separate batch. An example that exceeds the limits is a separate batch. fairseq's batch_by_size does the same, but
+    drops a last batch whose size is not a multiple.
     """
     lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
     most = min(len(order), max_sentences or len(order))
@@ -345,7 +345,7 @@ def _batches(
     shapes: Sequence[Shape],
     among: IndexArray | None,
 ) -> tuple[list[IndexArray], Sequence[Shape]]:
-    """Returns the training batches of an epoch, restricted to `among`, and their shapes if there are `shapes`."""
+    """Returns the training batches of an epoch, restricted to `among`, and their shapes (empty without `shapes`)."""
     if not shapes:
         return epoch_batches(sizes_ND, config, seed=seed, epoch=epoch, among=among), ()
     return static_batches(sizes_ND, _usable(sizes_ND, config, among), shapes, _random(seed, epoch))

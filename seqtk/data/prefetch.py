@@ -78,7 +78,7 @@ def read_ahead(
 
 @dataclass(frozen=True)
 class _Failed:
-    """The lines of a worker's UserError. The worker returns it, because torch adds a traceback to raised exceptions."""
+    """The lines of a UserError in a worker. Workers return it, because torch adds a traceback to raised exceptions."""
 
     lines: tuple[str, ...]
 

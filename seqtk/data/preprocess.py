@@ -1,4 +1,4 @@
-"""Preprocesses text into a data-bin folder: checks it, learns or loads vocabularies, encodes, filters and counts.
+"""Preprocesses text into a data-bin: checks files, learns or loads vocabularies, encodes, filters and counts lines.
 
 The files are identical for any number of workers. Memory does not grow with the corpus: text is read in blocks of
 lines, and only a few blocks per worker are in memory at a time.
@@ -172,7 +172,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> list[Text]:
-    """Checks all lines of the files, and returns the splits."""
+    """Checks the text files of all splits, and returns the splits. Raises UserError if a file is invalid."""
     unique = sorted({path for paths in files.values() for path in paths})
     counts = ordered_map(check_text, ((path, utf8) for path in unique), workers=workers)
     lines = dict(zip(unique, counts, strict=True))

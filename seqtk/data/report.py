@@ -21,7 +21,7 @@ class SideCount:
     tokens: int
     """The number of tokens, including EOS."""
     unknown: int
-    """Unknown tokens."""
+    """The number of unknown tokens."""
     special: int = 0
     """The number of words that equal a special symbol, such as `<s>`."""
 
@@ -64,7 +64,7 @@ class SplitCount:
         sides: The counts of each language.
         text: The size of monolingual text, for metrics such as bits per byte. None for pairs.
         kept: The size of the text that can be decoded from the tokens. (SentencePiece, for instance, merges spaces.)
-            None: the whole text.
+            None if the whole text can be decoded.
     """
 
     lines: int
@@ -102,12 +102,12 @@ class PreprocessReport:
             if (kept := split.kept) is not None:
                 lines.append(
                     f"{name}: {kept.characters:,} characters, {kept.bytes:,} bytes can be decoded from the tokens; "
-                    "bits per character and per byte are computed from these"
+                    "bits per character and per byte are computed from these numbers"
                 )
             for lang, side in split.sides.items():
                 if side.special:
                     words = how_many(side.special, "word")
                     lines.append(
-                        f"{name}, {lang}: {words} of the text equal special symbols ({SYMBOLS}); encoded as <unk>"
+                        f"{name}, {lang}: {words} of the text equal special symbols ({SYMBOLS}), encoded as <unk>"
                     )
         return "\n".join([*lines, f"vocabulary: {sizes} (including special symbols)"])

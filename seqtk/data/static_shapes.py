@@ -142,7 +142,7 @@ def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConf
 def _shapes_of(
     bucket_U: IndexArray, sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig"
 ) -> tuple[Shape, ...]:
-    """Returns the smallest shapes for these buckets, without shapes whose examples are all moved to larger shapes."""
+    """Returns the smallest shapes for the buckets. Omits shapes whose examples are all moved to larger shapes."""
     kept = np.unique(bucket_U)
     longest = [tuple(sizes_UD[bucket_U == bucket].max(axis=0).tolist()) for bucket in kept.tolist()]
     shapes = [Shape(_rows(lengths, config), lengths) for lengths in sorted(set(longest), key=lambda x: (sum(x), x))]
@@ -172,7 +172,7 @@ def _rows(lengths: Sequence[int], config: "BatchingConfig") -> int:
 
 
 def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
-    """Returns the shapes. Enlarges the largest if an example of this epoch (see `Source.split`) is larger."""
+    """Returns `shapes`. Enlarges the largest shape if an example of this epoch does not fit (see `Source.split`)."""
     largest = shapes[-1]
     fits_N = np.zeros(len(sizes_ND), dtype=bool)
     for shape in reversed(shapes):
@@ -204,7 +204,7 @@ def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.in
 
 
 def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]]:
-    """Returns (larger shape, number of examples) for each shape: so many examples are moved to the larger shape."""
+    """Returns (index of a larger shape, number of examples to move to the larger shape) for each shape."""
     totals, moves = count_C.tolist(), []
     for number, shape in enumerate(shapes):
         rest, move = totals[number] % shape.rows, (number, 0)
@@ -220,7 +220,7 @@ def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]
 
 
 def _positions(shapes: Sequence[Shape], sizes_UD: IndexArray, count_U: IndexArray) -> int:
-    """Returns the number of positions in an epoch with these shapes."""
+    """Returns the number of positions in an epoch whose batches have the shapes `shapes`."""
     count_C = _counts(_assigned(sizes_UD, shapes), count_U, len(shapes))
     total_C = _totals(count_C, _moves(shapes, count_C)).tolist()
     return sum(

@@ -22,7 +22,7 @@ def stream_rows(samples: int, streams: int) -> list[IndexArray]:
 
 
 def stream_slices(streams: int, *, world: int = 1, rank: int = 0, update_freq: int = 1) -> list[slice]:
-    """Returns the rows (streams) of each micro-batch of one rank. They are the same in all updates.
+    """Returns the rows (streams) of each micro-batch of one rank. The rows are the same in all updates.
 
     The rows are split into world × update_freq contiguous parts of nearly equal size, larger ones first. Micro-batch i
     on rank r is part i × world + r.

@@ -31,7 +31,7 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
     "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
 }
-"""Subword marker → function that joins tokens and removes the marker (fairseq's `--remove-bpe`)."""
+"""Maps each subword marker to a function that joins tokens and removes the marker (fairseq's `--remove-bpe`)."""
 JOINERS["subword_nmt"] = JOINERS["@@ "]
 JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters, "lowercase_words": " ".join}
 
@@ -40,7 +40,7 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "characters": symbols.characters_to_names,
     "lowercase_words": lambda line: lowercase_words(line).split(),
 }
-"""Kind of tokens → function that splits text into them by a rule other than white space."""
+"""Maps kinds of tokens to functions that split text into tokens, if white space does not separate the tokens."""
 
 
 class Tokenizer:
@@ -129,7 +129,7 @@ class Tokenizer:
 
 
 def likely_marker(vocabulary: Vocabulary) -> str | None:
-    """Guesses the subword marker of a dictionary's tokens, or "bytes" or "characters". None: words."""
+    """Returns the probable subword marker of the tokens, or "bytes" or "characters", or None for words."""
     kind = symbols.kind_of(vocabulary)
     words = vocabulary.tokens[len(SPECIALS) :]
     if kind is None and any(word.startswith(SPACE_PIECE) for word in words):

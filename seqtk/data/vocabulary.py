@@ -1,4 +1,4 @@
-"""Vocabularies, which map tokens to ids, and their files, dictionaries in fairseq's format (`docs/formats.md`).
+"""Vocabularies, which map tokens to ids, and dictionary files in fairseq's format (`docs/formats.md`).
 
 Ids 0 to 3 are the special symbols, which are not in the file. The token in line i of the file (from 0) has id 4 + i.
 """
@@ -25,7 +25,7 @@ class Vocabulary:
     """Maps tokens to ids and ids to tokens, and stores the count of each token in the training text.
 
     Args:
-        tokens: The tokens of the file, without the four special symbols. For a repeated token, the last id is used.
+        tokens: The tokens, without the four special symbols. A token that occurs more than once has its last id.
         counts: The count of each token. None: all counts are 1.
     """
 
@@ -79,7 +79,7 @@ class Vocabulary:
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "dictionary") -> "Vocabulary":
-        """Parses the content of a dictionary file. `name` is its name in errors."""
+        """Parses the content of a dictionary file. `name` is the name of the file in errors."""
         tokens: list[str] = []
         counts: list[int] = []
         seen = set(SPECIALS)

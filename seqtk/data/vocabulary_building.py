@@ -100,7 +100,7 @@ class VocabularyConfig(TextConfig):
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Vocabulary and tokenizer of one language. `counted`: True if the encoded text determines the token counts."""
+    """Vocabulary and tokenizer of one language. `counted` means that tokens are counted in the encoded text."""
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
@@ -110,7 +110,7 @@ class LanguageSpec:
 def make_specs(
     config: VocabularyConfig, train: Text | None, *, workers: int, notify: Callable[[str], None]
 ) -> list[LanguageSpec]:
-    """Returns the `LanguageSpec` of each language in `config.langs`. Joint languages share one object."""
+    """Returns the `LanguageSpec` of each language. With `config.joint`, both languages share one object."""
     separate = len(config.langs) == 2 and not config.joint
     if not separate and (config.target_dict or config.target_sentencepiece):
         raise UserError("target_dict= and target_sentencepiece= require two languages and joint=false.")
@@ -154,7 +154,7 @@ def _make_spec(
 
 
 def _check_settings(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
-    """Raises UserError if a setting has no effect with this `config.tokens`."""
+    """Raises UserError if a setting has no effect with the value of `config.tokens`."""
     if config.remove_bpe is not None and config.tokens != "words":
         raise UserError(f"remove_bpe={config.remove_bpe} requires tokens=words.", "Remove it.")
     if config.remove_bpe is not None:

@@ -112,7 +112,7 @@ class WordCounter:
         self._table = WordTable([], [], missing=-1)
 
     def __call__(self, block: bytes) -> Counter[bytes]:
-        """Returns word → number of occurrences in a block."""
+        """Returns the number of occurrences of each word of a block."""
         text = narrow_spaces(lowercase_block(block) if self._lowercase else block)
         values, starts, ends = self._table.find(text)
         known = values >= 0
@@ -141,7 +141,7 @@ def lowercase_block(block: bytes) -> bytes:
 
 
 def narrow_spaces(block: bytes) -> bytes:
-    """Replaces white space of several bytes in UTF-8 text by spaces. Appends a line feed if the last line has none."""
+    """Replaces each white-space character of several bytes by a space. Adds a line feed if the last line has none."""
     text = block if block.endswith(b"\n") else block + b"\n"
     if any(lead in text and any(start in text for start in starts) for lead, starts in _WIDE_STARTS):
         text = _WIDE_SPACE.sub(b" ", text)

@@ -1,4 +1,4 @@
-"""Maps a function over a stream of items in worker processes. Keeps the order, and few items in memory."""
+"""Maps a function over a stream of items in worker processes, in order and with few items in memory."""
 
 import multiprocessing
 import os

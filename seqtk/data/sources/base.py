@@ -21,7 +21,7 @@ class SourceConfig:
 
 
 class OtherDictionaryError(UserError):
-    """Raised if data are encoded with a different dictionary from the model's."""
+    """Raised if the dictionary of the data differs from the dictionary of the model."""
 
 
 class MissingSplitError(UserError):
@@ -32,7 +32,7 @@ sources: Registry["Source"] = Registry("source", SourceConfig)
 
 
 class Items(Protocol):
-    """Protocol for the items of one side of a split: `items[i]` is an int64 array of ids that ends in EOS.
+    """Protocol for the items of a split in one language: `items[i]` is an int64 array of ids that ends in EOS.
 
     If there is a method `take(indices)`, which returns several items, it is used to read batches.
     """
@@ -64,8 +64,8 @@ class Source(abc.ABC):
         made_by: The command that makes the data. The error for missing data shows it.
 
     Attributes:
-        source_lang: The name of the first side. None: monolingual text without a language.
-        target_lang: The name of the second side. None: monolingual text.
+        source_lang: The name of the source language. None for monolingual text whose language has no name.
+        target_lang: The name of the target language. None for monolingual text.
         name: The name of the source in errors.
         epochs: The number of epochs after which the training data repeat.
     """
@@ -87,21 +87,21 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """Returns the vocabulary of one side."""
+        """Returns the vocabulary of the language `lang`."""
 
     @abc.abstractmethod
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """Returns the tokenizer of one side."""
+        """Returns the tokenizer of the language `lang`."""
 
     @abc.abstractmethod
     def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> Items:
-        """Returns the items of one side of a split. Raises UserError if there is no such split.
+        """Returns the items of a split in the language `lang`. Raises UserError if there is no such split.
 
         The training data may be different in each epoch (counted from 1), but must depend only on the epoch.
         """
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """Returns the original text of one side of a split, one line per item, or None if the source has only ids."""
+        """Returns the original text of a split in `lang`, one line per item, or None if the source has only ids."""
         return None
 
     def text_count(self, name: str) -> TextCount | None:
@@ -113,7 +113,7 @@ class Source(abc.ABC):
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """Returns the class of each item of a split, an index into `classes`. Raises UserError if there are none."""
+        """Returns the index of the class of each item of a split. Raises UserError if there are no labels."""
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
@@ -121,7 +121,7 @@ class Source(abc.ABC):
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-        """Sets the vocabulary and tokenizer of one side to the vocabulary and tokenizer of a model.
+        """Sets the vocabulary and tokenizer of the language `lang` to the vocabulary and tokenizer of a model.
 
         Raises:
             OtherDictionaryError: If the data are encoded with a different dictionary.

@@ -40,7 +40,7 @@ class DataBin:
         directory: The folder.
         source_lang, target_lang: The direction; by default, from the file names. Both are None for a monolingual folder
             (`dict.txt`, `train.idx`).
-        remove_bpe: The subword marker of the tokens, or "none", for a folder without `preprocess.json` (fairseq's).
+        remove_bpe: The subword marker of the tokens, or "none", for a folder that fairseq-preprocess wrote.
 
     Raises:
         UserError: If the folder or a language is missing, or the direction is ambiguous.
@@ -66,7 +66,7 @@ class DataBin:
 
     @cached_property
     def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """Name of a data set → (source, target, language), or None if it is monolingual."""
+        """Dict from the name of each data set to (source, target, language), or to None if it is monolingual."""
         parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
         return {name: langs for name, langs in parsed.items() if langs is not None or "." not in name}
 
@@ -121,7 +121,7 @@ class DataBin:
             ) from None
 
     def classes(self) -> list[str]:
-        """Returns the names of the classes. Raises UserError if there are none."""
+        """Returns the names of the classes. Raises UserError if there are no classes."""
         return read_classes(self.directory)
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
@@ -137,9 +137,9 @@ class DataBin:
         return np.concatenate(found)
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """Returns the dictionary of a language (None: of a monolingual folder).
+        """Returns the dictionary of a language. `lang` is None for a monolingual folder.
 
-        Raises UserError if it is missing, or its length differs from the one in `preprocess.json`.
+        Raises UserError if the dictionary is missing, or its length differs from the one in `preprocess.json`.
         """
         name = "dict.txt" if lang is None else f"dict.{lang}.txt"
         path = self.directory / name
@@ -163,7 +163,7 @@ class DataBin:
         """Returns the tokenizer of a language.
 
         Tokens are pieces of the folder's SentencePiece model, or of the kind that `preprocess.json` records. Without
-        this file, tokens are separated by white space and have the subword marker `remove_bpe`.
+        `preprocess.json`, tokens are separated by white space and have the subword marker `remove_bpe`.
 
         Raises:
             UserError: If the SentencePiece model is missing, or the subword marker is required but unknown.
@@ -201,7 +201,7 @@ class DataBin:
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
-        """Returns the items of a split in one language (None: of a monolingual folder), from all files of the split."""
+        """Returns the items of a split in one language, from all its files. `lang` is None for a monolingual folder."""
         parts = [self._part(part, lang) for part in self._parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
 
@@ -296,7 +296,9 @@ class DataBinSource(Source):
         )
         if not directories:
             raise UserError("task.data is not set.", "Set it to a data-bin folder.")
-        if ":" in data and len(directories) == 1 and all(Path(part).is_dir() for part in data.split(":")):  # fairseq's
+        if (
+            ":" in data and len(directories) == 1 and all(Path(part).is_dir() for part in data.split(":"))
+        ):  # as in fairseq
             raise UserError(
                 f"There is no data-bin folder {data}.", f"Separate shards by commas: {data.replace(':', ',')}"
             )
@@ -308,7 +310,7 @@ class DataBinSource(Source):
                 if shard.vocabulary(lang) != self._data.vocabulary(lang):
                     raise UserError(
                         f"The shards {self._data.directory} and {shard.directory} have different dictionaries.",
-                        "Preprocess the others with the dictionary of the first: seqtk-preprocess source_dict=….",
+                        "Preprocess all shards with the dictionary of the first shard: seqtk-preprocess source_dict=….",
                     )
                 shard.split("train", lang)
 

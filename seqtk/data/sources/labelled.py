@@ -34,7 +34,7 @@ class LabelledSourceConfig(Columns, SourceConfig):
 
 @sources.register("labelled", LabelledSourceConfig)
 class LabelledSource(TextSource):
-    """Reads the labeled files of a folder, or a single file, which is then every split."""
+    """Reads the labeled files of a folder, or a single file that is used for every split."""
 
     def __init__(self, config: LabelledSourceConfig, **others: Any) -> None:
         self.sides = ("text",) if config.second is None else ("first", "second")

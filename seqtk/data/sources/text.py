@@ -18,7 +18,7 @@ from seqtk.utils.errors import UserError, how_many
 
 
 class MemoryItems:
-    """The items of one side of a split, in memory (see `Items`)."""
+    """The items of a split in one language, in memory (see `Items`)."""
 
     def __init__(self, items: Iterable[npt.NDArray[np.int64]]) -> None:
         self._items = list(items)
@@ -45,11 +45,11 @@ class MemoryItems:
 class TextSource(Source):
     """Base class of sources that keep their text in memory. A subclass implements `read`.
 
-    `use` sets the vocabulary of a side. By default, it contains the words of the training split, sorted by frequency.
+    `use` sets the vocabulary. By default, a vocabulary contains the words of the training split, sorted by frequency.
     """
 
     sides: tuple[str, ...] = ("source", "target")
-    """Default names of the sides: one name for monolingual text, two for pairs."""
+    """Default names of the languages: one name for monolingual text, two for pairs."""
     separator: str | None = None
     """The separator of `Tokenizer.plain`, which splits lines into tokens. None: white space."""
 
@@ -62,7 +62,7 @@ class TextSource(Source):
 
     @abc.abstractmethod
     def read(self, split: str) -> Iterable[Sequence[str]]:
-        """Returns the examples of a split, each with one line of text for each side.
+        """Returns the examples of a split, each with one line of text for each language.
 
         Raises UserError if there is no such split.
         """
@@ -110,9 +110,9 @@ class GivenText(TextSource):
     """A source for text that the user gives to a command. Every split is this text.
 
     Args:
-        sides: The lines of each side.
-        source_lang: The name of the first side.
-        target_lang: The name of the second side, if there are two.
+        sides: The lines of text in each language.
+        source_lang: The name of the first language.
+        target_lang: The name of the second language, if there are two.
         name: The name of the text in errors.
     """
 

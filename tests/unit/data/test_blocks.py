@@ -26,7 +26,7 @@ MODES: tuple[BreakMode, ...] = ("none", "complete", "complete_doc", "eos")
 
 
 def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
-    """Computes the same blocks with a plain loop over the items."""
+    """Returns the bounds of the blocks, computed with a plain loop over the items."""
     if mode == "none":
         return [[start, min(start + longest, sum(sizes))] for start in range(0, sum(sizes), longest)]
     found, start, length = [], 0, 0
@@ -44,7 +44,7 @@ def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from(MODES), st.integers(1, 20))
-def test_blocks_equal_those_of_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
+def test_block_bounds_equal_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
     bounds_K2 = block_bounds(np.array(sizes, dtype=np.int32), break_mode=mode, tokens_per_sample=longest)
     assert bounds_K2.tolist() == naive(sizes, mode, longest)
 
@@ -112,7 +112,7 @@ def test_batch_is_padded_right_and_counts_its_targets() -> None:
     window=st.integers(0, 8),
     more=st.integers(1, 12),
 )
-def test_context_precedes_a_block_in_its_document(
+def test_context_precedes_the_targets_of_a_block(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], mode: BreakMode, window: int, more: int
 ) -> None:
     stream = [10 + place for place in range(sum(sizes))]

@@ -40,7 +40,7 @@ def test_truncated_gzip_file_is_refused(tmp_path: Path) -> None:
     assert check_text(tmp_path / "x.gz") == 1
 
 
-def test_blocks_have_the_same_lines_of_every_file(tmp_path: Path) -> None:
+def test_blocks_of_all_files_have_the_same_line_numbers(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"".join(b"%d\n" % i for i in range(100)))
     (tmp_path / "b").write_bytes(b"".join(b"long line %d\n" % i for i in range(100)))
     blocks = list(read_blocks([tmp_path / "a", tmp_path / "b"], block_bytes=16))
@@ -72,7 +72,7 @@ def test_error_names_both_line_counts() -> None:
         check_equal([Path("a"), Path("b")], [1000, 999])
 
 
-def test_languages_are_suggested_for_pairs_only(tmp_path: Path) -> None:
+def test_error_suggests_languages_if_two_suffixes_exist(tmp_path: Path) -> None:
     for name in ("train.de", "train.en", "wiki.test.raw"):
         (tmp_path / name).write_text("a\n")
     with pytest.raises(UserError, match=r"(?s)there are train\.de and train\.en.*set source_lang="):

@@ -46,7 +46,7 @@ def test_writing_many_items_equals_writing_each_item(tmp_path: Path) -> None:
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"all.{suffix}").read_bytes()
 
 
-def test_item_offsets_span_several_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_computed_in_blocks_are_correct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqtk.data.indexed_writer._BLOCK", 3)
     items = [list(range(1, 2 + i % 5)) for i in range(11)]
     _write(tmp_path / "x", items)
@@ -172,7 +172,7 @@ class TestJoined:
         with pytest.raises(IndexError):
             joined[6]
 
-    def test_token_stream_crosses_the_ends_of_parts(self, joined: JoinedItems) -> None:
+    def test_token_stream_continues_across_parts(self, joined: JoinedItems) -> None:
         stream = [token for item in [*ITEMS, [8, 2], [7, 7, 2]] for token in item]
         for start in range(12):
             for end in range(start, 13):

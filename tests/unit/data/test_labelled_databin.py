@@ -50,7 +50,7 @@ class TestTexts:
         assert (index, task.text(ids), task.classes[label]) == (0, "a b", "yes")
 
     @pytest.mark.parametrize("tokens", ["bytes", "characters"])
-    def test_bytes_and_characters_end_in_eos(self, tokens: str, tmp_path: Path) -> None:
+    def test_texts_of_bytes_or_characters_end_in_eos(self, tokens: str, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "ab c\tyes", "a\tno")
         source = DataBinSource(DataBinSourceConfig(), data=str(make(tmp_path, tokens=tokens, train=train)))
         assert source.split("train").sizes.tolist() == [5, 2]

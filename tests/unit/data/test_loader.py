@@ -53,7 +53,7 @@ def read(*batches: list[int], workers: int | None = 0) -> list[list[int]]:
 
 class TestBatches:
     @pytest.mark.parametrize("workers", [0, 2, None])
-    def test_order_does_not_depend_on_workers(self, workers: int | None) -> None:
+    def test_batch_order_does_not_depend_on_workers(self, workers: int | None) -> None:
         before = torch.get_rng_state()
         assert read(*(batch.tolist() for batch in BATCHES), workers=workers) == [
             [16, 1],

@@ -44,7 +44,7 @@ class TestRates:
         _, target = masking(rate=1.0)(ids, epoch=1, example=0)
         assert target.tolist() == [PAD, 7, PAD, 8, PAD]
 
-    def test_random_replacements_are_no_filler_tokens(self) -> None:
+    def test_random_tokens_are_never_filler_words(self) -> None:
         drawn = masking(Vocabulary(["a", "b"]).padded(8), rate=1.0, masked=0.0, random=1.0)
         source, _ = drawn(np.full(300, 4), epoch=1, example=0)
         assert set(source.tolist()) == {UNK, 4, 5}
@@ -54,7 +54,7 @@ class TestRates:
         _, target = masking(rate=1e-9)(np.array(ids), epoch=1, example=0)
         assert (target != PAD).sum() == 1
 
-    def test_shares_above_1_are_refused(self) -> None:
+    def test_masked_plus_random_above_1_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"task\.masking\.masked=0\.8 and task\.masking\.random=0\.3"):
             masking(random=0.3)
 
@@ -101,7 +101,7 @@ class TestWholeWords:
         found = self.predicted(["a", "b", "<U+0020>", "c"], "characters")
         assert found == {("a", "b"), ("<U+0020>", "c")}
 
-    def test_words_do_not_cross_lines(self) -> None:
+    def test_whole_words_do_not_cross_line_ends(self) -> None:
         vocabulary = Vocabulary(["a@@"])
         mask = masking(vocabulary, "@@ ", rate=0.01, whole_words=True)
         targets = [mask(np.array([4, EOS, 4, EOS]), epoch=epoch, example=0)[1].tolist() for epoch in range(1, 50)]

@@ -74,11 +74,11 @@ class TestOrder:
         assert numbers() == numbers()
         assert len({tuple(numbers(epoch=epoch, seed=seed)) for epoch in (1, 2) for seed in (1, 2)}) == 4
 
-    def test_corpora_have_different_orders(self) -> None:
+    def test_each_corpus_is_shuffled_differently(self) -> None:
         now = MixedExamples([Numbers("a", 50)] * 2, ["a", "b"], weights=[0.5, 0.5], seed=1, epoch=1)
         assert [now[index][0] for index in range(25)] != [now[index][0] - 50 for index in range(25, 50)]
 
-    def test_examples_depend_on_the_pass_over_their_corpus(self) -> None:
+    def test_each_pass_reads_a_new_version_of_the_corpus(self) -> None:
         assert {mixed(3)[index][2] for index in range(20)} == {5, 6}
 
     def test_sizes_match_the_examples(self) -> None:

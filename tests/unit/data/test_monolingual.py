@@ -1,4 +1,4 @@
-"""Text without a target side: bytes and characters are kept exactly, and the size of the text is recorded."""
+"""Monolingual text: bytes and characters are kept exactly, and the size of the text is recorded."""
 
 import json
 from dataclasses import replace
@@ -122,7 +122,7 @@ def test_text_size_is_unknown_if_lines_were_dropped(text: Path) -> None:
         DataBin(text / "bin").text_count("train")
 
 
-def test_text_size_is_unknown_in_an_older_record(text: Path) -> None:
+def test_text_size_is_unknown_if_it_was_not_recorded(text: Path) -> None:
     preprocess(config(text, tokens="words"))
     record = json.loads((text / "bin" / "preprocess.json").read_text())
     del record["splits"]["train"]["text"]

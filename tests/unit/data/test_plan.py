@@ -53,7 +53,7 @@ class TestPack:
 
 
 class TestBatches:
-    def test_long_examples_are_skipped_by_index(self) -> None:
+    def test_usable_skips_examples_that_are_too_long(self) -> None:
         sizes = np.array([[3, 3], [9, 2], [2, 9], [4, 4], [30, 1]])
         kept, too_long = usable(sizes, BatchingConfig(max_tokens=20, max_length=8))
         assert (kept.tolist(), too_long.tolist()) == ([0, 3], [1, 2, 4])

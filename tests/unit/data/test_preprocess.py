@@ -89,7 +89,7 @@ def test_report_counts_kept_and_dropped_lines(text: Path) -> None:
     assert "workers" not in record["settings"]
 
 
-def test_held_out_text_keeps_each_line(text: Path) -> None:
+def test_no_line_of_held_out_text_is_dropped(text: Path) -> None:
     preprocess(_config(text))
     data = DataBin(text / "bin")
     assert len(data.split("valid", "en")) == len(data.split("valid", "de")) == 3
@@ -283,7 +283,7 @@ class TestTextAndTokens:
         assert f"{counted.bytes} bytes can be decoded" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
-    def test_report_of_lossless_tokens_omits_the_kept_share(self, tmp_path: Path, tokens: Any) -> None:
+    def test_decodable_size_is_none_for_lossless_tokens(self, tmp_path: Path, tokens: Any) -> None:
         (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
         config = PreprocessConfig(
             tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
@@ -365,7 +365,7 @@ class TestPaths:
 class TestShards:
     """`shard_tokens` splits the training data into several files, which are read as one split."""
 
-    def test_shards_have_the_same_items(self, text: Path) -> None:
+    def test_shards_have_the_same_items_as_one_file(self, text: Path) -> None:
         preprocess(_config(text))
         preprocess(_config(text, destdir=f"{text}/cut", shard_tokens=60), block_bytes=200)
         whole, cut = DataBin(text / "bin"), DataBin(text / "cut")

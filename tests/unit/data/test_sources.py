@@ -52,7 +52,7 @@ class TestText:
         assert source.split("valid", "source")[0].tolist() == [4, EOS]
         assert source.split("train", "source")[1].tolist() == [UNK, EOS]
 
-    def test_text_with_one_side_has_a_size(self) -> None:
+    def test_monolingual_text_has_a_size(self) -> None:
         source = Lines(PairsConfig(), data="")
         assert source.target_lang is None
         assert (source.text_count("train").words, source.text_count("train").bytes) == (3, 6)

@@ -144,7 +144,7 @@ class TestPlan:
         blocks = np.append(np.full(400, 64), 3)[:, None].astype(np.int32)
         assert run_shapes(blocks, BatchingConfig(max_tokens=640, shapes=4)) == (Shape(10, (64,)),)
 
-    def test_joined_sides_have_one_length(self) -> None:
+    def test_joined_sides_have_equal_lengths(self) -> None:
         for shape in run_shapes(PAIRS_N2, BatchingConfig(shapes=8), joined=True):
             assert len(set(shape.lengths)) == 1
 
@@ -163,7 +163,7 @@ class TestPlan:
         assert not any(update.shapes for update in plans(PAIRS_N2, config)[0])
 
     def test_length_boundaries_minimize_padding(self) -> None:
-        """Compared with all possible sets of boundaries."""
+        """The padding is compared with the padding of all possible sets of boundaries."""
         random = np.random.RandomState(3)
         for _ in range(20):
             length_N, count_N = np.unique(random.randint(1, 30, size=9)), random.randint(1, 50, size=9)
@@ -176,7 +176,7 @@ class TestPlan:
 
 
 class TestStreams:
-    def test_every_micro_batch_keeps_its_shape(self) -> None:
+    def test_micro_batches_of_streams_have_one_shape(self) -> None:
         ranks = [
             stream_updates(7, 4, position=Position(), world=2, rank=rank, update_freq=1, length=16) for rank in (0, 1)
         ]
@@ -207,14 +207,14 @@ class TestFilling:
         assert filled.target_BS.tolist() == [[PAD, 7, PAD], [PAD] * 3]
 
     @pytest.mark.parametrize(("exact", "padded"), [(True, False), (False, True)])
-    def test_batch_has_a_mask_unless_its_shape_is_exact(self, exact: bool, padded: bool) -> None:
+    def test_batch_of_exact_shape_needs_no_padding_mask(self, exact: bool, padded: bool) -> None:
         batch = ClassBatch(torch.tensor([3]), 1, torch.tensor([[5, 6]]), torch.tensor([1]), padded=False)
         filled = batch.filled(Shape(3, (2,), exact=exact))
         assert filled.padded is padded
         assert filled.target_B.tolist() == [1, -1, -1]
         assert filled.targets == 1
 
-    def test_both_texts_of_a_pair_have_one_length(self) -> None:
+    def test_both_texts_of_a_pair_are_padded_to_one_length(self) -> None:
         ids = torch.tensor([[5, 6]])
         batch = PairBatch(torch.tensor([3]), 1, ids, torch.tensor([1]), second_BS=ids + 1)
         assert batch.filled(Shape(2, (3, 4))).texts.tolist() == [[5, 6, PAD, PAD]] * 2 + [[6, 7, PAD, PAD]] * 2

@@ -36,7 +36,7 @@ def test_decoded_pieces_equal_the_line(model_type: str) -> None:
     assert set(pieces) <= set(tokenizer.vocabulary().tokens)
 
 
-def test_vocabulary_is_the_pieces_in_order() -> None:
+def test_vocabulary_has_the_pieces_in_order() -> None:
     tokenizer = _trained(40)
     assert len(tokenizer.vocabulary()) == 40
     assert tokenizer.vocabulary().tokens[4:] == [piece for piece in tokenizer.pieces() if piece is not None]
@@ -57,10 +57,10 @@ def test_small_text_gives_a_smaller_vocabulary() -> None:
     assert len(_trained(5000).vocabulary()) < 200
     with pytest.raises(UserError, match="vocab_size=5000") as error:
         _trained(5000, hard=True)
-    largest = _asked(error, r"The text is too small: set vocab_size to (\d+) or less\.")
+    largest = _suggested_size(error, r"The text is too small: set vocab_size to (\d+) or less\.")
     with pytest.raises(UserError, match="vocab_size=8") as error:
         _trained(8)
-    least = _asked(error, r"Set vocab_size to (\d+) or more, or lower character_coverage\.")
+    least = _suggested_size(error, r"Set vocab_size to (\d+) or more, or lower character_coverage\.")
     for vocab_size in (least, largest):
         assert len(_trained(vocab_size, hard=True).vocabulary()) == vocab_size
     for vocab_size in (least - 1, largest + 1):
@@ -68,8 +68,8 @@ def test_small_text_gives_a_smaller_vocabulary() -> None:
             _trained(vocab_size, hard=True)
 
 
-def _asked(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
-    """Returns the number in the last line of the error, which must match `pattern`."""
+def _suggested_size(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
+    """Returns the vocab_size that the last line of the error suggests. The line must match `pattern`."""
     found = re.fullmatch(pattern, str(error.value).splitlines()[-1])
     assert found, str(error.value)
     return int(found[1])
