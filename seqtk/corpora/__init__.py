@@ -22,7 +22,7 @@ from seqtk.corpora.spec import Corpus
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus for corpus in (ENWIK8, WIKITEXT103, WIKITEXT103_BPE, PTB, WMT14_EN_DE, WMT14_EN_FR, MULTI30K)
 }
-"""Name → published corpus of text, for language models and translation."""
+"""Maps names to published corpora of text, for language models and translation."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LabelledSet:
     Attributes:
         about: A one-line description.
         recipe: The name of a recipe that trains on it.
-        config: The class of its settings. If this class has a property `recipe` that is not None, it replaces the
-            attribute `recipe`.
+        config: The class of the settings. If its property `recipe` exists and is not None, this recipe is used instead
+            of the attribute `recipe`.
         make: The function that writes the data-bin, given the settings, the folder and a `reporter`. It returns a
             report.
     """
@@ -70,4 +70,4 @@ LABELLED_SETS: dict[str, LabelledSet] = {
         "easy images of Pathfinder, generated", "mini_pathfinder", MiniPathfinderConfig, prepare_pathfinder
     ),
 }
-"""Name → data set for classification (published or generated), in the order of `seqtk-prepare ls`."""
+"""Maps names to data sets for classification (published or generated), in the order of `seqtk-prepare ls`."""

@@ -50,7 +50,7 @@ class HeldOutConfig(FilesConfig):
         0.1,
         at_least=0,
         below=1,
-        help="The share of the training set that becomes the validation set. 0: none; train with "
+        help="The share of the training set that becomes the validation set. 0: no validation set. Then train with "
         "validation.split=null.",
     )
     seed: int = setting(1, at_least=0, help="Seed of the choice of validation examples.")
@@ -92,7 +92,7 @@ class LabelledCorpus:
 
     @property
     def config(self) -> type[FilesConfig]:
-        """The config class of the settings of this corpus."""
+        """The class of the settings of this corpus."""
         return FilesConfig if self.pair else HeldOutConfig if self.tokens else TextConfig
 
 
@@ -177,7 +177,7 @@ _REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 
 
 def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
-    """Reads the reviews, sorted by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
+    """Returns the reviews in the archive, its unpacked folders, or two TSV files, sorted by class and number."""
     reviews: dict[str, list[tuple[int, int, bytes]]] = {"train": [], "test": []}
     archive, tables = find_named(places, "aclImdb_v1.tar.gz"), [find_text(places, f"{split}.tsv") for split in reviews]
     if archive is not None:
@@ -385,4 +385,4 @@ LABELLED = {
         ),
     )
 }
-"""Name → corpus with classes."""
+"""Maps names to corpora with classes."""

@@ -122,7 +122,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 @contextmanager
 def _opened(target: Path, url: str) -> Iterator[_Partial]:
-    """Context manager that opens the download of `url` for `target`, and locks it against other processes."""
+    """Context manager that opens the incomplete download of `url`, and locks it against other processes."""
     path = _beside(target, ".partial")
     with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _given_up(partial: _Partial, problem: str) -> UserError:
 
 
 def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
-    """Requests the missing bytes. Returns None if the file is complete afterwards, otherwise the problem."""
+    """Requests the missing bytes. Returns None if the file is complete afterwards, otherwise the problem as text."""
     headers = {"User-Agent": f"seqtk/{__version__}", "Accept-Encoding": "identity"}
     if partial.size and partial.version:
         headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.version}
@@ -203,7 +203,7 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
 
 
 def _version(headers: Message) -> str | None:
-    """Returns an identifier of this version of the file that If-Range accepts: a strong ETag, or a date."""
+    """Returns an identifier of the version of the file for the header If-Range: a strong ETag, or a date."""
     etag = headers.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
 

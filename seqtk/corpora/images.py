@@ -22,7 +22,7 @@ CIFAR_PIXELS = 3 * 32 * 32
 def read_png(content: bytes, name: str) -> Image:
     """Returns the pixels of a gray 8-bit PNG image that is not interlaced.
 
-    Raises UserError, with `name`, if the file is not such an image.
+    Raises UserError if the file is not such an image. `name` is the name of the file in the error.
     """
     if not content.startswith(_SIGNATURE):
         raise UserError(f"{name} is not a PNG image.")
@@ -32,7 +32,7 @@ def read_png(content: bytes, name: str) -> Image:
             length, kind = struct.unpack_from(">I4s", content, at)
             body = content[at + 8 : at + 8 + length]
             if zlib.crc32(kind + body) != struct.unpack_from(">I", content, at + 8 + length)[0]:
-                raise UserError(f"{name} is damaged: the checksum of its part {kind!r} is wrong.")
+                raise UserError(f"{name} is damaged: the checksum of its chunk {kind!r} is wrong.")
             if kind == b"IHDR":
                 width, height, *form = struct.unpack(">IIBBBBB", body)
                 if form != [8, 0, 0, 0, 0]:
@@ -80,7 +80,7 @@ def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
 
 
 def write_png(image: Image) -> bytes:
-    """Returns the bytes of a gray PNG image with these pixels."""
+    """Returns the bytes of a gray PNG file with the pixels of `image`."""
     height, width = image.shape
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -154,14 +154,14 @@ def read_npy(content: bytes) -> npt.NDArray[Any]:
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns (array `image`, uint8 [N, 32, 32]; array `label`, [N]) of an `.npz` file. Nothing is unpickled."""
+    """Reads the arrays `image`, uint8 [N, 32, 32], and `label`, [N], without unpickling. Returns (pixels, labels)."""
     array = ArrayFile(str(path), items="image", labels="label")
     parts = list(array.parts())
     labels = array.labels()
     if not array.pixels or array.shape[1:] != (32, 32) or not all(label.isdecimal() for label in labels):
         raise UserError(
-            f"{path}: the array image must be uint8 [N, 32, 32], and the array label integers [N].",
-            f"The shape of image is {list(array.shape)}.",
+            f"{path}: the array 'image' must be uint8 [N, 32, 32], and the array 'label' must be integers [N].",
+            f"The shape of 'image' is {list(array.shape)}.",
         )
     pixels = np.concatenate([symbols for symbols, _ in parts])
     return pixels.reshape(array.count, -1), np.array(labels, dtype=np.int64)

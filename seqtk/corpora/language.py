@@ -1,7 +1,7 @@
 """Corpora of language models: enwik8, WikiText-103 by words and by pieces, the Penn Treebank.
 
 The lengths and checksums are from mattmahoney.net/dc/textdata.html for enwik8, and from torchtext, GluonNLP and the
-Hugging Face Hub for the others. If several sources publish a value, it is the same.
+Hugging Face Hub for the others. Values that several sources publish are equal.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ def _wikitext103(
     held_out: str,
     settings: dict[str, Any],
 ) -> Corpus:
-    """Returns an edition of WikiText-103. `held_out` has the names of its valid and test files without extension."""
+    """Returns an edition of WikiText-103. `held_out` is the prefix of other names of its valid and test files."""
     folder = archive.file_name.removesuffix("-v1.zip")
     members = tuple(
         RemoteFile(

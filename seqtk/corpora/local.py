@@ -9,7 +9,7 @@ from seqtk.utils.text_io import SUFFIXES
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
-    """Returns published file, or wanted member of an unpacked archive → path.
+    """Returns a dict from each published file, or each wanted member of an unpacked archive, to its path.
 
     `places` are the files and folders to search. Raises UserError if a file is not found.
     """
@@ -48,7 +48,7 @@ def _candidates(published: RemoteFile, place: Path) -> Iterator[Path]:
 
 
 def find_named(places: Sequence[Path], *names: str) -> Path | None:
-    """Returns the first file or folder with one of these names in `places`, or at most two levels below them."""
+    """Returns the first file or folder that has one of `names`, in `places` or at most two levels below them."""
     for name in names:
         for place in places:
             inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
@@ -59,7 +59,7 @@ def find_named(places: Sequence[Path], *names: str) -> Path | None:
 
 
 def find_text(places: Sequence[Path], name: str) -> Path | None:
-    """Returns the first text file of this name, plain or compressed (see `find_named`)."""
+    """Returns the first text file with the name `name`, plain or compressed (see `find_named`)."""
     return find_named(places, *(f"{name}{suffix}" for suffix in SUFFIXES))
 
 

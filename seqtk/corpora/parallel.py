@@ -1,7 +1,7 @@
 """Corpora of translation: WMT14 English to German and to French, Multi30k English to German.
 
 The lengths and checksums are from TensorFlow Datasets (training sets), sacreBLEU (test sets) and torchtext (Multi30k).
-For the UN and Giga corpora, none are published.
+For the UN and Giga corpora, no lengths or checksums are published.
 """
 
 from seqtk.corpora.spec import Corpus, RemoteFile
@@ -63,7 +63,7 @@ def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
 
 
 def _wmt14(lang: str, about: str, training: tuple[tuple[str, int | None, str | None, str], ...]) -> Corpus:
-    """Returns WMT14's news task from English to `lang`: the training text of `archives`, and two newstest sets."""
+    """Returns WMT14's news task from English to `lang`, with the training text in `training` and two newstest sets."""
     archives = tuple(
         RemoteFile(
             url,

@@ -14,7 +14,7 @@ from seqtk.utils.text_io import open_decompressed
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file, or a member of an archive. None: the length or checksum is not published."""
+    """A published file, or a member of an archive. `length` and `digest` are None if they are not published."""
 
     name: str  # its URL, or its path in the archive
     length: int | None = None  # in bytes
@@ -24,17 +24,17 @@ class RemoteFile:
 
     @property
     def file_name(self) -> str:
-        """The last part of the name. The texts of a corpus refer to the file by it."""
+        """The last component of `name`, by which the texts of a corpus refer to the file."""
         return self.name.rsplit("/", 1)[-1]
 
     @property
     def items(self) -> tuple["RemoteFile", ...]:
-        """The files with text: the file, or the members of an archive."""
+        """The files with text: the file itself, or the members of an archive."""
         return self.members or (self,)
 
 
 class Text(Protocol):
-    """Protocol of texts: text files of a split that are made from published files."""
+    """Protocol of texts of a corpus: text files of a split that are made from published files."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class Text(Protocol):
         """The names of the published files that `write` reads."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Writes the files. Returns the numbers of lines that were read and written, by name."""
+        """Writes the files. Returns counts by name, such as the number of lines or bytes."""
 
 
 @dataclass(frozen=True)

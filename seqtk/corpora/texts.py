@@ -34,24 +34,24 @@ class _FromOne:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the files that it writes."""
+        """The names of the files that `write` writes."""
         return (self.name,)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the published files that it reads."""
+        """The names of the published files that `write` reads."""
         return (self.source,)
 
 
 @dataclass(frozen=True)
 class Part(_FromOne):
-    """A range of bytes of one published file."""
+    """A text that is a range of bytes of one published file."""
 
     start: int
     length: int
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Copies the bytes."""
+        """Copies the range of bytes."""
         left = self.length
         bar = reporter.bar(self.length, f"writing {self.name}")
         with open_decompressed(inputs[self.source]) as file, atomic_files(outputs) as (output,), bar:
@@ -67,7 +67,7 @@ class Part(_FromOne):
 
 @dataclass(frozen=True)
 class Lines(_FromOne):
-    """The lines of one published file, or its segments if it is SGML."""
+    """A text that consists of the lines of one published file, or of its segments if it is SGML."""
 
     lines: int | None = None
     """The published number of lines, or None."""
@@ -97,19 +97,19 @@ class Lines(_FromOne):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both sides of a parallel text, cleaned, from several published files."""
+    """A parallel text from several published files, cleaned."""
 
     names: tuple[str, str]
     sources: tuple[tuple[str, str], ...]
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the files that it writes."""
+        """The names of the files that `write` writes."""
         return self.names
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the published files that it reads."""
+        """The names of the published files that `write` reads."""
         return tuple(name for pair in self.sources for name in pair)
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
@@ -134,7 +134,7 @@ class Pairs:
 
 
 def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple[bytes, ...]:
-    """Returns both sides of the pairs that are kept. Updates `counts`."""
+    """Returns the text of both sides of the pairs that are kept. Updates `counts`."""
     good = [_decodes(lines) for lines in blocks]
     sides = [clean(lines) for lines in blocks]
     decodes = list(map(all, zip(*good, strict=True)))

@@ -1,4 +1,4 @@
-"""Unpacks members of a zip or tar archive. The caller gives their names and the paths to write.
+"""Unpacks members of a zip or tar archive. The caller gives the names of the members and the paths to write.
 
 For safety, names in an archive are only compared with the wanted names. They never determine the path of a file.
 A link or device with a wanted name is an error. Other members are skipped.
@@ -58,7 +58,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
 
 
 def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
-    """Copies the requested members of the archive. Returns the names of members that it does not contain."""
+    """Copies the wanted members of a zip archive. Returns the names of missing members."""
     left = set(wanted)
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
@@ -74,7 +74,7 @@ def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> se
 
 
 def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
-    """Copies the wanted members, and stops after the last one. Returns the names of missing members."""
+    """Copies the wanted members of a tar archive. Returns the names of missing members."""
     left = set(wanted)
     with tarfile.open(archive) as opened:
         for info in opened:
@@ -102,7 +102,9 @@ def damaged_archive_errors(archive: Path) -> Iterator[None]:
 
 
 def _no_file(archive: Path, name: str) -> UserError:
-    return UserError(f"{name} in {archive} is not a regular file.", "It was not unpacked.", _advice(archive))
+    return UserError(
+        f"{name} in {archive} is encrypted or is not a regular file.", "It was not unpacked.", _advice(archive)
+    )
 
 
 def _advice(archive: Path) -> str:

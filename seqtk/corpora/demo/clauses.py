@@ -96,7 +96,7 @@ def german_statement(clause: Clause) -> str:
 
 
 def german_verb_first(clause: Clause) -> str:
-    """Returns a German clause with the verb before the subject: a question, or a clause after a fronted clause."""
+    """Returns a German clause with the verb before the subject: a question, or a clause that follows another clause."""
     finite, _, closing = _german_verb(clause)
     return _words(finite, _german_subject(clause), *_german_middle(clause), closing)
 
@@ -110,7 +110,7 @@ def german_verb_last(clause: Clause) -> str:
 
 
 def german_infinitive(clause: Clause) -> str:
-    """Returns a German infinitive clause, which ends in *zu* and the verb, in separable verbs as in *anzurufen*."""
+    """Returns a German infinitive clause. It ends in *zu* and the verb; a separable verb is one word: *anzurufen*."""
     particle, infinitive = clause.verb.particle, clause.verb.german[3]
     return _words(*_german_middle(clause), f"{particle}zu{infinitive}" if particle else f"zu {infinitive}")
 
@@ -190,7 +190,10 @@ def _german_middle(clause: Clause) -> list[str]:
 
 
 def _slot(part: Constituent, *, two_objects: bool) -> int:
-    """Returns the position of a part in the middle field. *oft* follows one definite object, but comes between two."""
+    """Returns a sort key for the order of the constituents after the finite verb.
+
+    *oft* (often) follows a single definite object, but comes between two objects.
+    """
     if part.light or (two_objects and part.role is Role.DATIVE):
         return 0
     if part.role in (Role.DATIVE, Role.ACCUSATIVE) and part.definite and not two_objects:

@@ -17,14 +17,14 @@ from seqtk.utils.progress import Reporter
 
 DESTINATION = "data-bin/demo"
 WORDS = range(3, 26)
-"""The minimum and maximum number of English words of a sentence."""
+"""The allowed numbers of English words of a sentence."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """Settings of the demo corpus: its size, its seed, and the folder to write."""
 
-    destdir: str = setting(DESTINATION, help="Data-bin folder to write. Its subfolder text holds the text files.")
+    destdir: str = setting(DESTINATION, help="Data-bin folder to write. Its subfolder text contains the text files.")
     pairs: int = setting(20000, at_least=1, help="Number of training pairs. Validation and test have 500 pairs each.")
     vocab_size: int = setting(2500, at_least=1, at_most=10_000_000, help="Size of the joint SentencePiece vocabulary.")
     seed: int = setting(1, at_least=0, help="Seed of the sentences.")

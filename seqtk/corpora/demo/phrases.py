@@ -53,7 +53,7 @@ class Phrase:
     """A noun phrase, name or pronoun: its English text, and its German text in each case."""
 
     person: Person = Person.ONE
-    light: ClassVar[bool] = False  # pronouns and names come first in the German middle field
+    light: ClassVar[bool] = False  # pronouns and names come directly after the German verb
     definite: bool = True
 
     def english(self, *, subject: bool) -> str:
@@ -139,7 +139,7 @@ class Both(Phrase):
 
 @dataclass(frozen=True)
 class NounPhrase(Phrase):
-    """A noun with an adjective and a determiner: `the`, `a`, `this`, a possessive or, with a number, none."""
+    """A noun with an adjective and a determiner (`the`, `a`, `this` or a possessive) or a number."""
 
     noun: Noun
     determiner: str = "the"

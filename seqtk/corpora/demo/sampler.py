@@ -205,7 +205,7 @@ class Sampler:
         return Constituent(Role.COMPANY, f"with {phrase.english(subject=False)}", f"mit {phrase.german(Case.DATIVE)}")
 
     def time(self, tense: Tense, *, modal: bool) -> Constituent:
-        """Draws a time that suits the tense. If two tenses have the same English form, their times differ."""
+        """Draws a time that suits the tense, and that distinguishes tenses with the same English form."""
         english, german = self._time(tense, modal=modal)
         frequency = (english, german) in lexicon.FREQUENCIES
         return Constituent(Role.FREQUENCY if frequency else Role.TIME, english, german)
@@ -266,7 +266,7 @@ class Sampler:
         return verb if verb.aspect is Aspect.ACTIVITY and verb.place < 1 else self.active_verb()
 
     def one_object_verb(self, kind: Kind = ANYTHING) -> Verb:
-        """Draws a verb with one object that can have this meaning."""
+        """Draws a verb with exactly one object, whose meaning may be `kind`."""
         verb = self.weighted(*VERBS)
         suits = len(verb.objects) == 1 and bool(verb.objects[0].kind & kind)
         return verb if suits else self.one_object_verb(kind)
@@ -320,7 +320,7 @@ class Sampler:
         return Clause(subject, lexicon.BE, (predicate,), tense, negated=negated)
 
     def _objects(self, verb: Verb, subject: Phrase) -> list[Phrase]:
-        """Returns a phrase for each object. The first of two is definite, so that only one can be negated."""
+        """Returns a phrase for each object. The first of two is definite, so that *kein* negates only the second."""
         phrases = []
         for wanted in verb.objects:
             phrase = self.other(wanted.kind, subject)
@@ -351,7 +351,7 @@ class Sampler:
         return definite and not (indefinite or frequent or (modal is not None and modal.negative is None))
 
     def _fronted(self, clause: Clause) -> Clause:
-        """Returns the clause, with a random choice of moving a time or place to the front."""
+        """Returns the clause. At random, a time or place is moved to the front."""
         for part in clause.parts:
             if (part.role is Role.TIME and self.chance(0.45)) or (
                 part.role is Role.PLACE and clause.verb.place < 1 and self.chance(0.15)

@@ -22,7 +22,7 @@ class Case(IntEnum):
 
 
 class Person(IntEnum):
-    """The person of a verb: the index of its form. MANY is the third person plural, and *wir*."""
+    """The grammatical person, an index into the forms of a verb. MANY is the plural: *we* and *they*."""
 
     I = 0  # noqa: E741
     YOU = 1

@@ -1,6 +1,6 @@
 """Draws lines and discs on 8-bit images for Pathfinder, and shrinks images with a Lanczos filter.
 
-Images are drawn at `FINE` times their size and shrunk like with Pillow's LANCZOS, which smooths edges.
+Images are drawn at `FINE` times their size and shrunk as by Pillow's LANCZOS filter, which smooths edges.
 """
 
 import math
@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float64]
 def line(size: int, start: tuple[int, int], end: tuple[int, int], width: int) -> Image:
     """Returns a square image with a line of value 255 from `start` to `end`, both (y, x) and inclusive.
 
-    `width` is 1 or 3 pixels. A line of width 1 is Bresenham's. A line of width 3 is the parallelogram whose long sides
-    are one pixel away, rounded to whole pixels; each row is filled between the pixels closest to its sides.
+    `width` is 1 or 3 pixels. A line of width 1 is drawn by Bresenham's algorithm. A line of width 3 is a parallelogram.
+    Its long sides are one pixel from the line, and its corners are rounded to whole pixels.
     """
     image = np.zeros((size, size), dtype=np.uint8)
     if width == 1:
@@ -48,9 +48,10 @@ def _round(value: float) -> int:
 
 
 def _bresenham(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the pixels of a line.
+    """Returns the pixels of a line, drawn by Bresenham's algorithm.
 
-    The error term is twice the minor extent minus the major one; it steps at 0 or more.
+    The error starts at twice the smaller minus the larger of |dx| and |dy|. If it is at least 0, the line also moves
+    along the shorter axis.
     """
     (y, x), (dy, dx) = start, (end[0] - start[0], end[1] - start[1])
     steep = abs(dy) > abs(dx)

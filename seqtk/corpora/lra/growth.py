@@ -1,16 +1,17 @@
 """Generates dashed paths that do not touch each other; `pathfinder` draws them into images.
 
-The two paths of an image have S segments ("paddles") each. They start at a fixed distance and alternately grow by one
-segment. If every drawn position of a segment touches another segment, the attempt fails and a new attempt starts.
+The two paths of an image have S segments each. They start at a fixed distance and alternately grow by one segment. If a
+new segment touches another segment in each of `_TRIES` random directions, the attempt fails and a new attempt starts.
 
-This is rejection sampling: a hard image of 32 x 32 pixels takes about 300 attempts. `_LANES` attempts run in parallel,
-each in a lane, and a lane whose attempt fails starts the next one, so numpy always works on full arrays. All successful
-attempts have the same number of steps, so stopping at the first `count` of them introduces no bias. `Tables` holds
-everything that depends only on a direction (candidates, weights, patches of pixels).
+This is rejection sampling: a hard image of 32 x 32 pixels takes about 300 attempts. `_PARALLEL` attempts run at a time,
+each in a separate image. If an attempt fails, a new attempt starts in the image, so NumPy always works on full arrays.
+All successful attempts have the same number of steps, so stopping at the first `count` of them introduces no bias.
+`Tables` contains everything that depends only on a direction (candidates, weights, patches of pixels).
 
-Coordinates are (y, x). A place is the index of a pixel in a flattened image with a border of `pad` blocked pixels. An
-offset is the difference of two places. Masks are uint8, from 0 (free) to 255 (blocked).
-Shape suffixes: N images, J pixels of a disc, S segments.
+Coordinates are (y, x). A position is the index of a pixel in a flattened image with a border of `pad` blocked pixels.
+An offset is the difference of two positions. Masks are uint8, from 0 (free) to 255 (blocked).
+
+Shapes of arrays are in parentheses. Shape suffixes: N images, J pixels of a disc, S segments.
 """
 
 import math
@@ -24,9 +25,9 @@ import numpy.typing as npt
 from seqtk.corpora.lra.drawing import FINE, Image, line, shrink, thicken
 from seqtk.utils.errors import UserError
 
-_LANES = 512
+_PARALLEL = 512  # number of attempts at the same time
 _TRIES = 3  # maximum number of draws of a start or a segment
-_GUESSES = 24
+_GUESSES = 24  # number of random pixels that are tried as the start of a path
 _BLOCKED = 255
 _FREE = 76  # 0.3 of 255: a path can start on pixels with at most this mask
 _TOUCHING = 459  # 1.8 of 255: two segments touch where the sum of their masks is at least this
@@ -47,8 +48,8 @@ class Style:
         seed_distance: The distance between the starts of the two paths.
         radius: The radius of the dots.
         continuity: Multiplies the angle of a turn; larger values make paths straighter.
-        snake_contrast: Multiplies the brightness of all paths.
-        paddle_contrast: Also multiplies the brightness of the two long paths.
+        contrast: Multiplies the brightness of all paths.
+        long_path_contrast: Also multiplies the brightness of the two long paths.
         distractor_segments: The total number of segments of the distractors.
     """
 
@@ -58,23 +59,23 @@ class Style:
     seed_distance: int
     radius: float
     continuity: float
-    snake_contrast: float
-    paddle_contrast: float
+    contrast: float
+    long_path_contrast: float
     distractor_segments: int
 
 
 class Random:
-    """A random number generator whose numbers are the same in every version of numpy."""
+    """A random number generator whose numbers are the same in every version of NumPy."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
 
     def uniform(self, count: int) -> Floats:
-        """Returns `count` uniform random numbers in [0, 1): (count,)."""
+        """Returns `count` uniform random numbers in [0, 1)."""
         return np.asarray((self._bits.random_raw(count) >> 11) * 2.0**-53)
 
     def below(self, limit: int, count: int) -> Ints:
-        """Returns `count` uniform random integers from 0 to limit - 1: (count,)."""
+        """Returns `count` uniform random integers from 0 to limit - 1."""
         return (self.uniform(count) * limit).astype(np.int64)
 
 
@@ -85,8 +86,8 @@ class Tables:
     are the pixels on a circle around the pivot where its head can be.
 
     Directions below 360 are for the first segment of a path: direction d is the angle of d - 180 degrees. Direction
-    360 + k leads from a pivot to candidate k. Patch d holds the pixels of a segment, as offsets from its tail if d is
-    below 360, otherwise as offsets from its head.
+    360 + k leads from a pivot to candidate k. Patch d contains the pixels of a segment in direction d, as offsets from
+    its tail if d is below 360, otherwise as offsets from its head.
 
     Args:
         size: The height and width of an image in pixels.
@@ -98,12 +99,12 @@ class Tables:
         candidate: The offset from the pivot to each candidate: (candidates,).
         ahead, weight: The candidates that can follow each direction, and cos² of the turning angle: (directions,
             ahead).
-        near: The offsets from the pivot to a disc around each of these candidates: (directions, J, ahead).
+        near: The offsets from the pivot to a disc around each candidate in `ahead`: (directions, J, ahead).
         mask_at, mask: Offsets and mask values of the pixels of each patch: (directions, pixels).
         ink_at, ink: Offsets and brightness of the pixels of each patch: (directions, pixels).
-        hit_at, hit: The part of `mask_at` and `mask` that is large enough to touch another segment.
-        empty: The flattened mask of an image without paths, with a blocked border: (places,).
-        pixels: The places of all pixels of the image: (size * size,).
+        hit_at, hit: The entries of `mask_at` and `mask` whose mask value is large enough to touch another segment.
+        empty: The flattened mask of an image without paths, with a blocked border: (positions,).
+        pixels: The positions of all pixels of the image: (size * size,).
         possible: For each direction below 360, True if a path can start in this direction: (360,).
         body: The offsets from a start that must be free for a path to start there: (360, pixels).
     """
@@ -130,42 +131,42 @@ class Tables:
         patches = [self._patch(angle) for angle in [*angles[:360], *backwards]]
         inks, masks = (np.stack([patch[index].ravel() for patch in patches]) for index in (0, 1))
         square = np.arange(-self.half, self.half + 1)
-        places = self.offset(np.stack(np.meshgrid(square, square, indexing="ij"), axis=-1).reshape(-1, 2))
-        self.mask_at, self.mask = _sparse(places, masks, least=1)
-        self.ink_at, self.ink = _sparse(places, inks, least=1)
-        self.hit_at, self.hit = _sparse(places, masks, least=_TOUCHING - _BLOCKED)
+        positions = self.offset(np.stack(np.meshgrid(square, square, indexing="ij"), axis=-1).reshape(-1, 2))
+        self.mask_at, self.mask = _sparse(positions, masks, least=1)
+        self.ink_at, self.ink = _sparse(positions, inks, least=1)
+        self.hit_at, self.hit = _sparse(positions, masks, least=_TOUCHING - _BLOCKED)
         inside = np.full((size, size), 0, dtype=np.uint8)
         inside[0] = inside[-1] = inside[:, 0] = inside[:, -1] = _BLOCKED
         self.empty = np.pad(inside, self.pad, constant_values=_BLOCKED).ravel()
-        self.pixels = self.place_of(np.argwhere(np.ones((size, size), dtype=bool)))
-        self._seeds(angles[:360], masks[:360].reshape(360, 2 * self.half + 1, -1))
+        self.pixels = self.position_of(np.argwhere(np.ones((size, size), dtype=bool)))
+        self._compute_starts(angles[:360], masks[:360].reshape(360, 2 * self.half + 1, -1))
 
     def _candidates(self, reach: int) -> Ints:
-        """Returns the candidates as (y, x) relative to the pivot, one per pixel of arc, sorted: (candidates, 2)."""
+        """Returns the sorted (y, x) of the candidates relative to the pivot, one per pixel of arc: (candidates, 2)."""
         angles = np.arange(0, 360, 360 / (2 * np.pi * reach)) * np.pi / 180
         base = 64  # as in the original, adding the integer pivot rounds off the 1e-16 of a sine
-        places = base + reach * np.stack([np.sin(angles), np.cos(angles)], axis=1)
-        return np.unique(places.astype(np.int64), axis=0) - base
+        positions = base + reach * np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        return np.unique(positions.astype(np.int64), axis=0) - base
 
     def offset(self, yx: Ints) -> Ints:
-        """Converts differences of coordinates, (..., 2), to offsets, (...)."""
+        """Converts differences of coordinates (..., 2) to offsets (...)."""
         return yx[..., 0] * self.width + yx[..., 1]
 
-    def place_of(self, yx: Ints) -> Ints:
-        """Converts coordinates in the image, (..., 2), to places, (...)."""
+    def position_of(self, yx: Ints) -> Ints:
+        """Converts coordinates in the image (..., 2) to positions (...)."""
         return self.offset(yx + self.pad)
 
-    def coordinates(self, place: Ints) -> Ints:
-        """Converts places, (...), to coordinates in the image, (..., 2)."""
-        return np.stack([place // self.width - self.pad, place % self.width - self.pad], axis=-1)
+    def coordinates(self, position: Ints) -> Ints:
+        """Converts positions (...) to coordinates in the image (..., 2)."""
+        return np.stack([position // self.width - self.pad, position % self.width - self.pad], axis=-1)
 
     def crop(self, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Removes the border: converts padded images, (images, places), to images, (images, size, size)."""
+        """Removes the border: converts padded images (images, positions) to images (images, size, size)."""
         square = canvas.reshape(-1, self.width, self.width)
         return square[:, self.pad : self.pad + self.size, self.pad : self.pad + self.size]
 
     def _patch(self, angle: float) -> tuple[Image, Image]:
-        """Returns two squares: the brightness and the mask of a segment from the center along `angle`."""
+        """Returns two square images of a segment from the center along `angle`: its brightness, and its mask."""
         style, center = self.style, self.half * FINE
         dy, dx = _along(np.array([angle]), style.length * FINE)[0].tolist()
         width = round(style.thickness * FINE)
@@ -173,8 +174,8 @@ class Tables:
         size = 2 * self.half + 1
         return shrink(fine, size), shrink(thicken(fine, self.margin * FINE), size)
 
-    def _seeds(self, angles: Floats, masks: Image) -> None:
-        """Computes the places where a path can start in each of the 360 directions.
+    def _compute_starts(self, angles: Floats, masks: Image) -> None:
+        """Computes the positions where a path can start in each of the 360 directions.
 
         A path can start where every pixel of `body` is free. The body is the part of the segment's mask with value 255
         inside a square of 2 (length + margin) + 1 pixels, shifted by one pixel as in the original. A direction is not
@@ -183,7 +184,7 @@ class Tables:
 
         Args:
             angles: The angles of the directions in radians: (360,).
-            masks: The masks of their patches: (360, height, width).
+            masks: The masks of the patches of the directions: (360, height, width).
         """
         style, size, reach = self.style, self.size, self.style.length + self.margin
         bodies = [np.argwhere(mask == _BLOCKED) - self.half + 1 for mask in masks]
@@ -194,59 +195,59 @@ class Tables:
         head = _along(angles, style.length)
         pivot = head - _ceil_back(angles, style.length + self.margin)
         self.head, self.pivot = head, pivot
-        self.pivot_place = self.offset(pivot)
+        self.pivot_position = self.offset(pivot)
         near_edge = 2 * style.seed_distance
         edge = (np.arange(size) < near_edge) | (np.arange(size) >= size - near_edge)
         occupied = np.pad(edge[:, None] | edge[None, :], self.pad, constant_values=True).ravel()
-        directions, places, weights = [], [], []
+        directions, positions, weights = [], [], []
         for direction in np.flatnonzero(self.possible):
             body = self.offset(bodies[direction])
             self.body[direction] = np.resize(body, longest)
             free = self.pixels[~occupied[self.pixels[:, None] + body].any(axis=1)]
             good = free[self.inside(self.coordinates(free), np.full(len(free), direction))]
             directions.append(np.full(len(good), direction))
-            places.append(good)
+            positions.append(good)
             weights.append(np.full(len(good), 1 / max(1, len(free))))
-        self.first_direction, self.first_place = np.concatenate(directions), np.concatenate(places)
+        self.first_direction, self.first_position = np.concatenate(directions), np.concatenate(positions)
         self.first_share = np.cumsum(np.concatenate(weights))
 
     def _reaches_everywhere(self, body: Ints) -> bool:
-        """Returns True if the body, (pixels, 2), overlaps the image for all starts in the image."""
+        """Returns True if a body (pixels, 2) overlaps the image from every start in the image."""
         reached = np.zeros((self.size, self.size), dtype=bool)
         for y, x in -body:
             reached[max(0, y) : self.size + min(0, y), max(0, x) : self.size + min(0, x)] = True
         return bool(reached.all())
 
     def inside(self, yx: Ints, direction: Ints) -> npt.NDArray[np.bool_]:
-        """Returns True for segments with tail `yx`, (segments, 2), whose head and pivot are inside: (segments,)."""
+        """Returns a mask of the segments with tails `yx` (segments, 2) whose head and pivot are inside the image."""
         ends = np.concatenate([yx + self.head[direction], yx + self.pivot[direction]], axis=1)
         return np.asarray(((ends >= 0) & (ends < self.size)).all(axis=1))
 
     def starts(self, count: int, bits: Random) -> tuple[Ints, Ints]:
         """Draws the first segments of `count` pairs of paths.
 
-        The first path of a pair starts at random among all starts that are possible in the original. The second starts
-        `seed_distance` away. If that fails `_TRIES` times, both are drawn again.
+        The first path of a pair starts at random among all starts that are possible in the original. The second path
+        starts at the distance `seed_distance`. If this fails `_TRIES` times, both are drawn again.
 
         Returns:
-            (places of the tails, directions): (count, 2) each.
+            (positions of the tails, directions): (count, 2) each.
         """
-        place, direction = np.zeros((count, 2), dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
+        position, direction = np.zeros((count, 2), dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
         todo = np.arange(count)
         while len(todo):
             pick = np.searchsorted(self.first_share, bits.uniform(len(todo)) * self.first_share[-1], side="right")
-            place[todo, 0], direction[todo, 0] = self.first_place[pick], self.first_direction[pick]
+            position[todo, 0], direction[todo, 0] = self.first_position[pick], self.first_direction[pick]
             left = todo
             for _ in range(_TRIES):
                 angle = bits.below(360, len(left)) * np.pi / 180
                 second = bits.below(360, len(left))
                 away = self.style.seed_distance * np.stack([np.sin(angle), np.cos(angle)], axis=1)
-                yx = np.round(self.coordinates(place[left, 0]) + away).astype(np.int64)
+                yx = np.round(self.coordinates(position[left, 0]) + away).astype(np.int64)
                 good = self.inside(yx, second)
-                place[left[good], 1], direction[left[good], 1] = self.place_of(yx[good]), second[good]
+                position[left[good], 1], direction[left[good], 1] = self.position_of(yx[good]), second[good]
                 left = left[~good]
             todo = left
-        return place, direction
+        return position, direction
 
 
 @lru_cache(maxsize=4)
@@ -256,79 +257,80 @@ def tables_of(size: int, margin: int, style: Style) -> Tables:
 
 
 def _along(angles: Floats, distance: float) -> Ints:
-    """Returns (y, x) of the pixel at `distance` along each angle, rounded up as in the original: (angles, 2)."""
+    """Returns the (y, x) of the pixel at `distance` along each angle, rounded up as in the original: (angles, 2)."""
     base = 64  # as in the original, adding an integer rounds off the 1e-16 of a sine
     return np.ceil(base + distance * np.stack([np.sin(angles), np.cos(angles)], axis=1)).astype(np.int64) - base
 
 
 def _ceil_back(angles: Floats, distance: float) -> Ints:
-    """Returns the negated result of `_along` for the opposite angles, which is rounded down: (angles, 2)."""
+    """Returns the negated result of `_along` for the opposite angles, so it is rounded down: (angles, 2)."""
     opposite = np.where(angles < 0, angles + np.pi, angles - np.pi)
     return -_along(opposite, distance)
 
 
-def _sparse(places: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
-    """Selects the entries of at least `least` in each row. Shorter rows are filled by repeating their entries.
+def _sparse(positions: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
+    """Selects the values of at least `least` in each row. Rows with fewer such values repeat them.
 
     Args:
-        places: The place or offset of each column: (columns,).
-        values: (rows, columns).
+        positions: The position or offset of each column: (columns,).
+        values: The values: (rows, columns).
         least: The minimum value.
 
     Returns:
-        (places, values) of the selected entries: (rows, entries) each.
+        (positions, values) of the selected values: (rows, selected) each.
     """
     chosen = [np.flatnonzero(row >= least) for row in values]
     longest = max(map(len, chosen))
     index = np.stack([np.resize(each, longest) for each in chosen])
-    return places[index], np.take_along_axis(values, index, axis=1)
+    return positions[index], np.take_along_axis(values, index, axis=1)
 
 
 class Growth:
-    """Grows the paths of many images in parallel. Each lane is one image.
+    """Grows the paths of many images in parallel.
 
-    A path is stored as the pivot, direction, place and patch of its last segment. This segment is added to the mask
-    only with the next one, because neighboring segments of a path may touch.
+    A path is stored as the pivot, direction, position and patch of its last segment. The last segment is added to the
+    mask only with the next segment, because neighboring segments of a path may touch.
 
     Args:
         tables: The tables for this size of image.
-        mask: The padded mask of each lane, which changes in place: (lanes, places).
-        snakes: The number of paths in each lane.
+        mask: The padded mask of each image, which is changed in place: (images, positions).
+        paths: The number of paths in each image.
     """
 
-    def __init__(self, tables: Tables, mask: Image, snakes: int) -> None:
-        lanes = len(mask)
+    def __init__(self, tables: Tables, mask: Image, paths: int) -> None:
+        images = len(mask)
         self.tables, self.mask = tables, mask
         self._flat = mask.reshape(-1)
-        self._base = np.arange(lanes) * mask.shape[1]
-        self.pivot, self.direction, self.last_at, self.last_patch = np.zeros((4, lanes, snakes), dtype=np.int64)
+        self._base = np.arange(images) * mask.shape[1]
+        self.pivot, self.direction, self.last_at, self.last_patch = np.zeros((4, images, paths), dtype=np.int64)
 
-    def start(self, lane: Ints, snake: int, place: Ints, direction: Ints) -> None:
-        """Starts path number `snake` in each lane in `lane`, with a segment from `place` along `direction`."""
-        self.pivot[lane, snake] = place + self.tables.pivot_place[direction]
-        self.direction[lane, snake] = direction
-        self.last_at[lane, snake], self.last_patch[lane, snake] = place, direction
+    def start(self, images: Ints, path: int, position: Ints, direction: Ints) -> None:
+        """Starts path number `path` in each of `images`, with a segment from `position` along `direction`."""
+        self.pivot[images, path] = position + self.tables.pivot_position[direction]
+        self.direction[images, path] = direction
+        self.last_at[images, path], self.last_patch[images, path] = position, direction
 
-    def settle(self, lane: Ints, snake: int | Ints) -> None:
-        """Adds the last segment of path number `snake` to the mask of each lane in `lane`."""
-        patch = self.last_patch[lane, snake]
-        at = (self._base[lane] + self.last_at[lane, snake])[:, None] + self.tables.mask_at[patch]
+    def settle(self, images: Ints, path: int | Ints) -> None:
+        """Adds the last segment of path number `path` to the mask of each of `images`."""
+        patch = self.last_patch[images, path]
+        at = (self._base[images] + self.last_at[images, path])[:, None] + self.tables.mask_at[patch]
         self._flat[at] = np.maximum(self._flat[at], self.tables.mask[patch])
 
-    def extend(self, lane: Ints, snake: int | Ints, bits: Random) -> npt.NDArray[np.bool_]:
-        """Adds a random segment to path number `snake` in each lane in `lane`.
+    def extend(self, images: Ints, path: int | Ints, bits: Random) -> npt.NDArray[np.bool_]:
+        """Adds a random segment to path number `path` in each of `images`.
 
         Returns:
-            True for lanes in which a segment was added: (lanes,). In the others, every drawn segment touches another.
+            True for the images in which a segment was added: (images,). False if each of `_TRIES` segments touches
+            another segment.
         """
         tables = self.tables
-        base, direction = self._base[lane], self.direction[lane, snake]
-        pivot = self.pivot[lane, snake] + tables.step[direction]
+        base, direction = self._base[images], self.direction[images, path]
+        pivot = self.pivot[images, path] + tables.step[direction]
         blocked = self._flat[(base + pivot)[:, None, None] + tables.near[direction]].max(axis=1)
         share = np.cumsum(tables.weight[direction] * (_BLOCKED - blocked), axis=1)
         left = np.flatnonzero(share[:, -1] >= 1e-4 * _BLOCKED)
-        fits = np.zeros(len(lane), dtype=bool)
-        chosen = np.zeros(len(lane), dtype=np.int64)
+        fits = np.zeros(len(images), dtype=bool)
+        chosen = np.zeros(len(images), dtype=np.int64)
         for _ in range(_TRIES):
             if not len(left):
                 break
@@ -338,8 +340,8 @@ class Growth:
             good = (self._flat[at].astype(np.int16) + tables.hit[360 + pick]).max(axis=1) < _TOUCHING
             fits[left[good]], chosen[left[good]] = True, pick[good]
             left = left[~good]
-        grown = lane[fits]
-        which = snake if isinstance(snake, int) else snake[fits]
+        grown = images[fits]
+        which = path if isinstance(path, int) else path[fits]
         self.settle(grown, which)
         self.pivot[grown, which] = pivot[fits]
         self.direction[grown, which] = self.last_patch[grown, which] = 360 + chosen[fits]
@@ -349,12 +351,12 @@ class Growth:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The two paths of each image.
+    """The two paths of each image, and the mask of each image.
 
     Attributes:
-        at_N2S: The place of each segment (see `Tables`): (images, 2, segments).
+        at_N2S: The position of each segment (see `Tables`): (images, 2, segments).
         patch_N2S: The patch of each segment: (images, 2, segments).
-        mask: The padded masks with both paths: (images, places).
+        mask: The padded masks with both paths: (images, positions).
         attempts: The number of attempts that were started.
     """
 
@@ -376,24 +378,24 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
     Raises:
         UserError: If none of the first `_PATIENCE` attempts succeeds.
     """
-    growth = Growth(tables, np.repeat(tables.empty[None], _LANES, axis=0), 2)
-    history = np.zeros((2, _LANES, 2, length), dtype=np.int64)
-    step = np.zeros(_LANES, dtype=np.int64)
-    lanes = restart = np.arange(_LANES)
+    growth = Growth(tables, np.repeat(tables.empty[None], _PARALLEL, axis=0), 2)
+    history = np.zeros((2, _PARALLEL, 2, length), dtype=np.int64)
+    step = np.zeros(_PARALLEL, dtype=np.int64)
+    images = restart = np.arange(_PARALLEL)
     found: list[tuple[npt.NDArray[Any], Image]] = []
     attempts = done = 0
     while True:
         growth.mask[restart] = tables.empty
-        place, direction = tables.starts(len(restart), bits)
-        for snake in (0, 1):
-            growth.start(restart, snake, place[:, snake], direction[:, snake])
-        history[0, restart, :, 0], history[1, restart, :, 0] = place, direction
+        position, direction = tables.starts(len(restart), bits)
+        for path in (0, 1):
+            growth.start(restart, path, position[:, path], direction[:, path])
+        history[0, restart, :, 0], history[1, restart, :, 0] = position, direction
         step[restart] = 2  # the number of segments of both paths
         attempts += len(restart)
-        snakes = step % 2
-        fits = growth.extend(lanes, snakes, bits)
-        history[0, lanes, snakes, step // 2] = growth.last_at[lanes, snakes]
-        history[1, lanes, snakes, step // 2] = growth.last_patch[lanes, snakes]
+        growing = step % 2  # the path that grows by a segment
+        fits = growth.extend(images, growing, bits)
+        history[0, images, growing, step // 2] = growth.last_at[images, growing]
+        history[1, images, growing, step // 2] = growth.last_patch[images, growing]
         step += 1
         complete = np.flatnonzero(fits & (step == 2 * length))
         if len(complete):
@@ -413,54 +415,54 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
     return Pairs(segments[0], segments[1], np.concatenate([mask for _, mask in found])[:count], attempts)
 
 
-def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
-    """Draws a start of a path in each lane in `lane`, with up to `_TRIES` random directions.
+def find_starts(growth: Growth, images: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
+    """Draws the start of a path in each of `images`, with up to `_TRIES` random directions.
 
-    A lane is omitted if its direction has no free place in the image, or if all tries fail.
+    An image is omitted if no position is free in a drawn direction, or if all tries fail.
 
     Returns:
-        (lanes in which a path can start, place and direction of its first segment): (starts,) each.
+        (images in which a path can start, position and direction of its first segment): (starts,) each.
     """
     tables = growth.tables
     found: list[tuple[Ints, Ints, Ints]] = []
     for _ in range(_TRIES):
-        direction = bits.below(360, len(lane))
-        lane, direction = lane[tables.possible[direction]], direction[tables.possible[direction]]
-        place = _free_place(growth, lane, direction, bits)
-        lane, place, direction = lane[place >= 0], place[place >= 0], direction[place >= 0]
-        good = tables.inside(tables.coordinates(place), direction)
-        found.append((lane[good], place[good], direction[good]))
-        lane = lane[~good]
-    lanes, places, directions = (np.concatenate(column) for column in zip(*found, strict=True))
-    return lanes, places, directions
+        direction = bits.below(360, len(images))
+        images, direction = images[tables.possible[direction]], direction[tables.possible[direction]]
+        position = _free_position(growth, images, direction, bits)
+        images, position, direction = images[position >= 0], position[position >= 0], direction[position >= 0]
+        good = tables.inside(tables.coordinates(position), direction)
+        found.append((images[good], position[good], direction[good]))
+        images = images[~good]
+    images, position, direction = (np.concatenate(column) for column in zip(*found, strict=True))
+    return images, position, direction
 
 
-def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> Ints:
-    """Draws the pixel where a path along `direction` starts, for each lane: uniform among all pixels with enough room.
+def _free_position(growth: Growth, images: Ints, direction: Ints, bits: Random) -> Ints:
+    """Draws the start of a path along `direction` in each of `images`, uniformly among all free positions.
 
-    First tries `_GUESSES` random pixels per lane. The first free pixel is uniform among all free pixels. For images
-    of 128 x 128 pixels, this is 10 times as fast as finding all free pixels, which is done only for lanes without a
-    free guess.
+    First tries `_GUESSES` random positions per image. The first free guess is uniform among all free positions. For
+    images of 128 x 128 pixels, this is 10 times as fast as finding all free positions, which is done only for images
+    without a free guess.
 
     Returns:
-        The places, -1 where a lane has none: (lanes,).
+        The positions, or -1 for images without a free position: (images,).
     """
     tables = growth.tables
 
-    def free(chosen: Ints, place: Ints) -> npt.NDArray[np.bool_]:
-        """Returns True where a path can start at `place`, (lanes, places), in the lanes `chosen`: (lanes, places)."""
-        is_free = np.ones((len(chosen), place.shape[-1]), dtype=bool)
+    def free(chosen: Ints, position: Ints) -> npt.NDArray[np.bool_]:
+        """Returns a mask: True where a path of `images[chosen]` can start at `position` (images, positions)."""
+        is_free = np.ones((len(chosen), position.shape[-1]), dtype=bool)
         for body in tables.body[direction[chosen]].T:
-            is_free &= growth.mask[lane[chosen, None], place + body[:, None]] <= _FREE
+            is_free &= growth.mask[images[chosen, None], position + body[:, None]] <= _FREE
         return is_free
 
-    every = np.arange(len(lane))
-    guess = tables.pixels[bits.below(len(tables.pixels), len(lane) * _GUESSES)].reshape(len(lane), _GUESSES)
+    every = np.arange(len(images))
+    guess = tables.pixels[bits.below(len(tables.pixels), len(images) * _GUESSES)].reshape(len(images), _GUESSES)
     is_free = free(every, guess)
-    place = np.where(is_free.any(axis=1), guess[every, is_free.argmax(axis=1)], -1)
-    unlucky = np.flatnonzero(place < 0)
+    position = np.where(is_free.any(axis=1), guess[every, is_free.argmax(axis=1)], -1)
+    unlucky = np.flatnonzero(position < 0)
     room = np.cumsum(free(unlucky, tables.pixels[None]), axis=1)
     rank = np.floor(bits.uniform(len(unlucky)) * room[:, -1])
     some = room[:, -1] > 0
-    place[unlucky[some]] = tables.pixels[(room[some] <= rank[some, None]).sum(axis=1)]
-    return place
+    position[unlucky[some]] = tables.pixels[(room[some] <= rank[some, None]).sum(axis=1)]
+    return position

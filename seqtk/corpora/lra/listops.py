@@ -5,7 +5,7 @@ with probability 1/4, else a digit. An operation has 2 to `max_args` arguments. 
 between `min_length` and `max_length` (both exclusive) are drawn again, and no tree is kept twice. An operator, `]`, and
 a digit are one token each.
 
-Trees are drawn `_DRAWS` at a time, level by level, so that numpy works on all nodes of a level at once.
+`_DRAWS` trees are drawn at a time, level by level, so that NumPy works on all nodes of a level at once.
 
 Shape suffixes: N nodes of a level, R trees drawn, K trees kept, L tokens of all kept trees.
 """
@@ -72,7 +72,7 @@ class Expressions:
     values_K: Ints
 
     def take(self, chosen: Sequence[int]) -> "Expressions":
-        """Returns the expressions at these indices, in this order."""
+        """Returns the expressions with the indices `chosen`, in the order of `chosen`."""
         return Expressions([self.codes[index] for index in chosen], self.values_K[np.array(chosen, dtype=np.int64)])
 
 
@@ -83,7 +83,7 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
     """
     shape.check()
     found: dict[bytes, int] = {}
-    barren = 0
+    unchanged = 0  # number of blocks since the last new expression
     with (
         closing(ordered_map(draw, ((shape, seed, block) for block in count()), workers=workers)) as blocks,
         reporter.bar(total, "drawing expressions", unit="") as bar,
@@ -93,10 +93,10 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
             for codes, value in zip(block.codes, block.values_K.tolist(), strict=True):
                 found.setdefault(codes.tobytes(), value)
             bar.update(len(found) - before)
-            barren = 0 if len(found) > before else barren + 1
+            unchanged = 0 if len(found) > before else unchanged + 1
             if len(found) >= total:
                 break
-            if barren == _PATIENCE:
+            if unchanged == _PATIENCE:
                 raise UserError(
                     f"Found only {len(found):,} of {total:,} different expressions: "
                     f"the last {_PATIENCE * _DRAWS:,} draws gave no new one.",
@@ -121,7 +121,7 @@ class _Level:
 
 
 def draw(shape: ListOpsShape, seed: int, block: int) -> Expressions:
-    """Returns the expressions of the right length among `_DRAWS` draws."""
+    """Draws `_DRAWS` trees. Returns the expressions that are neither too short nor too long."""
     bits = _bits(seed, 1, block)
     length_R = np.zeros(_DRAWS, dtype=np.int64)
     levels: list[_Level] = []
@@ -142,7 +142,10 @@ def draw(shape: ListOpsShape, seed: int, block: int) -> Expressions:
 
 
 def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_only: bool) -> _Level:
-    """Draws the nodes of a level from 64 random bits each: 2 for the kind, 2 for the operator, 30 + 30 for numbers."""
+    """Draws the nodes of a level, each from 64 random bits.
+
+    2 bits choose digit or operation, 2 the operator, 30 the digit, and 30 the number of arguments.
+    """
     word_N = bits.random_raw(len(tree_N))
     is_leaf_N = (word_N & 3 != 0) if not leaves_only else np.ones(len(tree_N), dtype=bool)
     pick_N = (word_N >> 4) & (2**30 - 1)
@@ -153,7 +156,10 @@ def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_on
 
 
 def _written(levels: list[_Level], length_K: Ints) -> Expressions:
-    """Converts trees to expressions. Computes sizes and values from the leaves up, positions from the roots down."""
+    """Converts trees to expressions.
+
+    Sizes and values are computed from the leaves to the roots, and positions from the roots to the leaves.
+    """
     sizes: list[Ints] = []
     size_N = value_N = np.zeros(0, dtype=np.int64)
     for level in reversed(levels):
@@ -179,7 +185,11 @@ def _written(levels: list[_Level], length_K: Ints) -> Expressions:
 
 
 def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
-    """Returns the value of each operation. Its arguments start at index `first`. MED rounds down; SM is modulo 10."""
+    """Returns the value of each operation.
+
+    `value_N` has the values of the arguments of all operations. The arguments of operation i start at index `first[i]`.
+    MED is the median, rounded down. SM is the sum modulo 10.
+    """
     end = np.append(first[1:], len(value_N))
     owner = np.repeat(np.arange(len(first)), end - first)
     sorted_N = np.sort(owner * 10 + value_N) % 10
@@ -192,7 +202,10 @@ def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
 
 
 def root_lookup(train: Expressions, test: Expressions) -> float:
-    """Returns the accuracy on `test` of predicting the most frequent value in `train` of each root operator."""
+    """Returns the accuracy on `test` of a baseline that sees only the root operator.
+
+    For each root operator, it predicts the value that is most frequent in `train`.
+    """
     tables = []
     for part in (train, test):
         roots = np.array([codes[0] for codes in part.codes], dtype=np.int64)

@@ -1,10 +1,10 @@
 """Generates Pathfinder images. The task is to predict if two dots are the ends of the same dashed path.
 
-It is from Linsley et al. (2018), with the settings of the Long Range Arena. `growth` generates two paths for each
+The task is from Linsley et al. (2018), with the settings of the Long Range Arena. `growth` generates two paths for each
 image. Shorter paths (distractors) are added, and two dots: one on the start of a path, the other on the end of the same
 path (label 1) or of the other path (label 0).
 
-Shape suffixes: N images.
+Shapes of arrays are in parentheses. Shape suffixes: N images.
 """
 
 import math
@@ -24,7 +24,7 @@ from seqtk.utils.progress import Reporter
 CHUNK = 200
 """The number of images that are drawn together. An image depends only on the seed, the split and its number."""
 
-_SNAKE_TRIES = 5  # maximum number of attempts at a distractor
+_PATH_TRIES = 5  # maximum number of attempts at a distractor
 
 _STYLES = {
     16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # from seqtk; the published sizes are 32 and 128
@@ -48,7 +48,7 @@ class PathfinderShape:
     )
 
     def check(self) -> None:
-        """Raises UserError if there are no settings for the size."""
+        """Raises UserError if `size` is not 16, 32 or 128."""
         if self.size not in _STYLES:
             raise UserError(f"size={self.size}: must be 16, 32 or 128.", "Other sizes are not supported.")
 
@@ -58,11 +58,11 @@ class Drawings:
     """Images with their labels, dots and paths.
 
     Attributes:
-        images: uint8, (images, size, size).
+        images: The pixels, uint8: (images, size, size).
         labels: 1 if the dots are the ends of one path, otherwise 0: (images,).
         dots: The (y, x) of the two dots: (images, 2, 2).
         paths: Each of the two paths alone, uint8: (images, 2, size, size).
-        attempts: The number of pairs of paths that were started, in total for all images.
+        attempts: The number of attempts to draw a pair of paths, summed over all images.
     """
 
     images: Image
@@ -81,7 +81,7 @@ class Drawings:
 def generate(
     shape: PathfinderShape, total: int, *, seed: int, stream: int, workers: int = 1, reporter: Reporter
 ) -> Iterator[Drawings]:
-    """Yields `total` images in chunks of at most `CHUNK`. With a larger `total`, the first images are the same.
+    """Yields `total` images in chunks of at most `CHUNK`. A larger `total` does not change the first images.
 
     Args:
         shape: The size of the images and the length of the paths.
@@ -92,7 +92,7 @@ def generate(
         reporter: Shows the progress.
 
     Raises:
-        UserError: If there are no settings for the size, or if paths of this length do not fit.
+        UserError: If `size` is not 16, 32 or 128, or if paths of this length do not fit into the image.
     """
     shape.check()
     chunks = ((shape, min(CHUNK, total - first), (seed, stream, first // CHUNK)) for first in range(0, total, CHUNK))
@@ -109,7 +109,7 @@ def distance_lookup(train: Sequence[Ints], test: Sequence[Ints]) -> float:
     learned to follow paths.
 
     Args:
-        train, test: The distances, (images,), and the labels, (images,), of each set.
+        train, test: The distances and the labels of each set: (images,) each.
     """
     votes = np.zeros(1 + max(train[0].max(), test[0].max()))
     np.add.at(votes, train[0], 2 * train[1] - 1)
@@ -121,7 +121,7 @@ def draw(shape: PathfinderShape, count: int, key: tuple[int, ...]) -> Drawings:
 
     Args:
         shape: The size of the images and the length of the paths.
-        count: The number of images, at most `CHUNK`. It does not change the images themselves.
+        count: The number of images, at most `CHUNK`. A larger number does not change the first images.
         key: The seed, the split and the number of the chunk.
     """
     style = _STYLES[shape.size]
@@ -148,10 +148,10 @@ def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
     pairs = grow_pairs(tables, count, length, bits)
     canvas = np.zeros((count, 2, tables.width**2), dtype=np.float32)
     for index in range(length):
-        for snake in (0, 1):
-            _paint(canvas[:, snake], tables, pairs.at_N2S[:, snake, index], pairs.patch_N2S[:, snake, index])
+        for path in (0, 1):
+            _paint(canvas[:, path], tables, pairs.at_N2S[:, path, index], pairs.patch_N2S[:, path, index])
     paths = tables.crop(canvas.reshape(2 * count, -1)).astype(np.uint8)
-    image = canvas.max(axis=1) * np.float32(style.paddle_contrast * style.snake_contrast)
+    image = canvas.max(axis=1) * np.float32(style.long_path_contrast * style.contrast)
     _add_distractors(image, tables, pairs.mask, length // 3, bits)
     chosen = bits.below(2, count)
     images = np.arange(count)
@@ -175,40 +175,40 @@ def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
     )
 
 
-def _paint(canvas: npt.NDArray[np.float32], tables: Tables, place: Ints, patch: Ints, contrast: float = 1.0) -> None:
-    """Draws a segment into each padded, flattened image, (images, places). A pixel keeps the brighter value."""
-    at = place[:, None] + tables.ink_at[patch]
+def _paint(canvas: npt.NDArray[np.float32], tables: Tables, position: Ints, patch: Ints, contrast: float = 1.0) -> None:
+    """Draws a segment into each padded, flattened image of `canvas` (images, positions). The brighter value wins."""
+    at = position[:, None] + tables.ink_at[patch]
     row = np.arange(len(canvas))[:, None]
     canvas[row, at] = np.maximum(canvas[row, at], tables.ink[patch] * np.float32(contrast))
 
 
 def _add_distractors(image: npt.NDArray[np.float32], tables: Tables, mask: Image, length: int, bits: Random) -> None:
-    """Draws paths of `length` segments in free parts of the images. Skips a path that fails `_SNAKE_TRIES` times.
+    """Draws paths of `length` segments in free parts of the images. Skips a path that fails `_PATH_TRIES` times.
 
     Args:
-        image: The padded, flattened images, which change in place: (images, places).
+        image: The padded, flattened images, which are changed in place: (images, positions).
         tables: The tables for this size of image.
-        mask: The padded masks of the images, which change in place: (images, places).
+        mask: The padded masks of the images, which are changed in place: (images, positions).
         length: The number of segments of each path.
         bits: The random number generator.
     """
     growth = Growth(tables, mask, 1)
     for _ in range(tables.style.distractor_segments // length):
         left = np.arange(len(image))
-        for _ in range(_SNAKE_TRIES):
-            lane, place, direction = find_starts(growth, left, bits)
-            before = growth.mask[lane].copy()
-            drawn = [(place, direction)]
-            growth.start(lane, 0, place, direction)
-            alive = np.ones(len(lane), dtype=bool)
+        for _ in range(_PATH_TRIES):
+            images, position, direction = find_starts(growth, left, bits)
+            before = growth.mask[images].copy()
+            drawn = [(position, direction)]
+            growth.start(images, 0, position, direction)
+            alive = np.ones(len(images), dtype=bool)
             for _ in range(length - 1):
-                alive[alive] = growth.extend(lane[alive], 0, bits)
-                drawn.append((growth.last_at[lane, 0], growth.last_patch[lane, 0]))
-            growth.mask[lane[~alive]] = before[~alive]
-            good = lane[alive]
+                alive[alive] = growth.extend(images[alive], 0, bits)
+                drawn.append((growth.last_at[images, 0], growth.last_patch[images, 0]))
+            growth.mask[images[~alive]] = before[~alive]
+            good = images[alive]
             growth.settle(good, 0)
             part = image[good]
             for at, patch in drawn:
-                _paint(part, tables, at[alive], patch[alive], tables.style.snake_contrast)
+                _paint(part, tables, at[alive], patch[alive], tables.style.contrast)
             image[good] = part
             left = np.setdiff1d(left, good)

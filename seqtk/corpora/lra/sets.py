@@ -153,36 +153,36 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
             raise UserError(f"sheet={config.sheet}: must end in .png, because the file is a PNG image.")
         check_writable(Path(config.sheet).parent, key="sheet")
     started = time.perf_counter()
-    ink = _Ink()
+    statistics = _PixelStatistics()
     distances: dict[str, list[tuple[Ints, Ints]]] = {split: [] for split in SPLITS}
     if config.source:
         splits = _official_pathfinder(config, reporter)
     else:
-        splits = {split: _drawn(config, split, distances[split], reporter) for split in SPLITS}
+        splits = {split: _generated(config, split, distances[split], reporter) for split in SPLITS}
     write_arrays(
         destination,
         _SAME_PATH,
         PIXELS,
-        {name: map(ink.add, part) for name, part in splits.items()},
+        {name: map(statistics.add, part) for name, part in splits.items()},
     )
     if config.sheet:
         with atomic_file(config.sheet) as file:
-            file.write(write_png(ink.sheet()))
-    how = f"read from the official files, {_rate(ink.images, started, 'images')}"
+            file.write(write_png(statistics.sheet()))
+    how = f"read from the official files, {_rate(statistics.images, started, 'images')}"
     if not config.source:
         train, test = (
             [np.concatenate(part) for part in zip(*distances[split], strict=True)] for split in ("train", "test")
         )
         lookup = pathfinder.distance_lookup(train, test)
-        how = f"generated with seed {config.seed}, {_rate(ink.images, started, 'images')}"
+        how = f"generated with seed {config.seed}, {_rate(statistics.images, started, 'images')}"
         how = f"test accuracy of the baseline that uses only the distance between the dots: {lookup:.1%}\n{how}"
-    return f"{describe(destination)}\n{ink}\n{how}"
+    return f"{describe(destination)}\n{statistics}\n{how}"
 
 
 Part = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
-class _Ink:
+class _PixelStatistics:
     """Collects statistics of the pixels of images, and keeps a few images of each class."""
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class _Ink:
         self._kept: tuple[list[Any], list[Any]] = ([], [])
 
     def add(self, part: Part) -> Arrays:
-        """Adds images and labels to the statistics, and returns them as arrays."""
+        """Adds images and labels to the statistics, and returns them as `Arrays`."""
         images, labels = part
         self.images += len(images)
         self._pixels += images.size
@@ -220,10 +220,10 @@ class _Ink:
         return f"pixel values: mean {self._sum / self._pixels:.2f}, {shares}"
 
 
-def _drawn(
+def _generated(
     config: PathfinderConfig, split: str, distances: list[tuple[Ints, Ints]], reporter: Reporter
 ) -> Iterator[Part]:
-    """Draws a split. Adds the distances of the dots and the labels to `distances`."""
+    """Yields the images of a split. Appends the distances between the dots, and the labels, to `distances`."""
     total = getattr(config, split)
     workers = _workers(config, total, worth=_WORTH_IMAGES[config.size])
     stream = SPLITS.index(split)
@@ -233,7 +233,7 @@ def _drawn(
 
 
 def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
-    """Returns the images of one level of difficulty for each split: 80 % train, 10 % valid, 10 % test.
+    """Returns the images of each split at one level of difficulty: 80 % train, 10 % valid, 10 % test.
 
     The random order of the images follows S4's code (seed 42).
     """
@@ -300,7 +300,7 @@ def _metadata(path: Path) -> list[tuple[str, int]]:
 
 
 def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
-    """Returns the images of `rows`. Skips an empty file (the official archive has one)."""
+    """Returns the images and labels of `rows`. Skips empty files (the official archive has one)."""
     images, labels = [], []
     for name, label in rows:
         path = folder / name

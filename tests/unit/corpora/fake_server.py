@@ -110,7 +110,7 @@ def serving() -> Iterator[Shelf]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Limits the size of files. Writing a larger file fails like on a full disk, but with another message."""
+    """Limits the size of files. Writing a larger file fails as on a full disk, but with a different message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

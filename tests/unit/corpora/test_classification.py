@@ -104,7 +104,7 @@ class TestAgNews:
             assert f"k{label}" in words
             assert "title" in words
 
-    def test_a_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
+    def test_valid_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
         data = prepare("ag_news", ag_news(tmp_path / "in"), tmp_path / "out", valid_share=0)
         assert sorted(data.splits()) == ["test", "train"]
         assert len(data.split("train")) == 40
@@ -120,7 +120,7 @@ class TestAgNews:
 
 
 class TestCifar:
-    def test_a_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
+    def test_valid_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
         pixels, labels = np.zeros((10, 32, 32), dtype=np.uint8), np.arange(10) % 2
         np.savez(tmp_path / "train.npz", image=pixels, label=labels)
         np.savez(tmp_path / "test.npz", image=pixels, label=labels)
@@ -276,7 +276,7 @@ def test_real_ag_news_is_prepared(real_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_imdb_is_prepared_by_bytes(real_data: Path, tmp_path: Path) -> None:
+def test_real_imdb_is_prepared_as_bytes(real_data: Path, tmp_path: Path) -> None:
     data = prepare("lra_text", real_data / "imdb", tmp_path / "out", dict(LABELLED["imdb"].counts))
     assert [len(data.split(split)) for split in ("train", "valid", "test")] == [22_500, 2_500, 25_000]
     assert data.split("train").sizes.max() == 13_704 + 1

@@ -132,7 +132,7 @@ def test_every_word_occurs_at_least_20_times(corpus: list[tuple[str, str]]) -> N
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_each_rule_ends_in_punctuation(rule: object) -> None:
+def test_sentences_of_each_rule_end_in_punctuation(rule: object) -> None:
     assert callable(rule)
     draw = Sampler(random.Random(0))
     for _ in range(50):
@@ -188,7 +188,7 @@ def test_separable_verbs_are_split_in_main_clauses() -> None:
     assert german_statement(call(negated=True)) == "Anna ruft heute den Arzt nicht an"
 
 
-def test_english_verbs_agree_and_use_do_or_be() -> None:
+def test_english_verb_forms_and_auxiliaries_are_correct() -> None:
     you, want = PRONOUNS[1], lexicon.MODALS[3]
     assert english_statement(call()) == "Anna is calling the doctor today"
     assert english_statement(call(Tense.HABITUAL)) == "Anna calls the doctor today"
@@ -322,7 +322,7 @@ class TestEnsure:
         assert made == {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}
         assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
-    def test_different_data_bin_is_not_replaced(self, tmp_path: Path) -> None:
+    def test_data_bin_is_not_replaced_without_overwrite(self, tmp_path: Path) -> None:
         config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
         demo.prepare(config)
         with pytest.raises(UserError, match="overwrite=true"):

@@ -48,7 +48,7 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Path:
-    """A folder inside another one, so that a file written outside is detected."""
+    """A subfolder of `tmp_path`, so that a file written outside of it is detected."""
     (tmp_path / "inside").mkdir()
     return tmp_path / "inside"
 

@@ -61,7 +61,7 @@ def length_shares(shape: ListOpsShape) -> np.ndarray:
 
 class TestTrees:
     @pytest.mark.parametrize("shape", [ListOpsShape(), SMALL, ListOpsShape(max_depth=3, max_args=2, min_length=1)])
-    def test_values_equal_those_of_a_stack_machine(self, shape: ListOpsShape) -> None:
+    def test_values_equal_the_results_of_a_stack_machine(self, shape: ListOpsShape) -> None:
         expressions = draw_expressions(shape, 60)
         for tokens, value in zip(words(expressions), expressions.values_K, strict=True):
             result, nested, most = run_stack_machine(tokens)
@@ -70,7 +70,7 @@ class TestTrees:
             assert most <= shape.max_args
             assert shape.min_length < len(tokens) < shape.max_length
 
-    def test_lengths_have_the_exact_distribution(self) -> None:
+    def test_length_frequencies_match_their_probabilities(self) -> None:
         shape = ListOpsShape(max_depth=5, max_args=5, min_length=0, max_length=60)
         sizes = np.concatenate([[len(codes) for codes in draw(shape, 7, block).codes] for block in range(10)])
         share = length_shares(shape)
@@ -117,7 +117,7 @@ GOLDEN = ["[SM [SM 7 8 9 ] [MED 4 0 ] ]", "[SM 4 4 3 ]", "[MED [SM 9 9 4 ] 1 7 ]
 
 
 def test_class_shares_equal_the_original_data() -> None:
-    """Compared with 6,000 original trees: class shares, and the accuracy of predicting from the root operator."""
+    """The shares, and the accuracy of predicting from the root operator, are compared with 6,000 original trees."""
     expressions = draw_expressions(ListOpsShape(), 4000, seed=5)
     shares = np.bincount(expressions.values_K, minlength=10) / 4000
     published = [0.170, 0.091, 0.073, 0.078, 0.089, 0.090, 0.082, 0.076, 0.077, 0.174]
@@ -136,7 +136,7 @@ def test_class_shares_equal_the_original_data() -> None:
         ),
     ],
 )
-def test_impossible_shapes_are_refused(settings: dict[str, int], key: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, int], key: str) -> None:
     with pytest.raises(UserError) as caught:
         draw_expressions(ListOpsShape(**settings), 401)
     assert key in str(caught.value)

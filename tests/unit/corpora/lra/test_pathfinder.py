@@ -23,7 +23,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[PathfinderShape, Drawings]:
 
 
 def flooded(ink: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Returns the pixels that a flood fill from `start` reaches over ink. It crosses gaps of up to three pixels."""
+    """Returns the pixels that a flood fill of `ink` reaches from `start`. It crosses gaps of up to three pixels."""
     wide = np.zeros(np.add(ink.shape, 4), dtype=bool)
     for y in range(5):
         for x in range(5):
@@ -71,7 +71,7 @@ class TestDots:
 
 
 class TestStatistics:
-    def test_amount_of_ink_equals_the_original_images(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_pixel_statistics_equal_the_original_images(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         shape, drawings = drawn
         if shape.size != 32:
             pytest.skip("the original draws no images of this size")
@@ -84,7 +84,7 @@ class TestStatistics:
         assert abs(labels.mean() - 0.5) < 3 * 0.5 / math.sqrt(2000)
 
     @pytest.mark.slow
-    def test_amount_of_ink_of_path_x_equals_the_original(self) -> None:
+    def test_pixel_statistics_of_path_x_equal_the_original(self) -> None:
         images = draw(PathfinderShape(size=128), 60, (1, 0, 0)).images
         found = [images.mean(), *(100 * np.mean(images > least) for least in (0, 64, 127))]
         assert found == pytest.approx((7.9, 13.7, 4.0, 3.0), rel=0.06)
@@ -118,7 +118,7 @@ class TestSeeds:
 @pytest.mark.parametrize(
     ("settings", "key"), [({"size": 64}, "size=64"), ({"contour_length": 60}, "contour_length=60")]
 )
-def test_impossible_shapes_are_refused(settings: dict[str, int], key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, int], key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "_PATIENCE", 5000)
     with pytest.raises(UserError, match=key):
         draw_images(PathfinderShape(**settings), 2)
