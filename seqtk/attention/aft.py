@@ -1,8 +1,9 @@
 """Attention Free Transformers: attention weights per channel, without heads (Zhai et al. 2021, arXiv 2105.14103).
 
-    y_t = out(σ(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts))        over real s, causal: s <= t
+    y_t = out(σ(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts))
 
-w_ts is 0 in `aft_simple` and a product of learned vectors in `aft_full`. In `aft_local`, it is 0 for |t - s| >= W.
+The sums are over all positions s that are not padding, or over s <= t in a decoder. The position bias w_ts is 0 in
+`aft_simple`, and the product of two learned vectors in `aft_full`. In `aft_local`, it is 0 for |t - s| >= W.
 
 B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W, J keys
 of a block and its neighbors.
@@ -35,10 +36,12 @@ class AftSimpleConfig(AttentionConfig):
 
 @attentions.register("aft_simple", AftSimpleConfig)
 class AftSimple(Attention):
-    """y_t = out(σ(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)) (section 3.2). Parameters: 4 D² (+ 4 D bias).
+    """AFT-simple: the mean of the values in each channel, weighted by exp(key), times a gate (section 3.2).
 
-    O(T D) time and memory besides the projections; a step takes O(D). Each causal sum is scaled by the largest key so
-    far, so no key, however large, affects earlier positions.
+        y_t = out(σ(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s))
+
+    Parameters: 4 D² (+ 4 D bias). O(T D) time and memory besides the projections; a step takes O(D). Each causal sum is
+    scaled by the largest key so far, so no key, however large, affects earlier positions.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -76,7 +79,10 @@ class AftSimple(Attention):
         return self.gate(x_BTD, mean_BTD), None
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """Returns the factors of exp(key) for each pair of positions. All channels share them. In float32 or wider."""
+        """Returns the weights exp(w_ts) for pairs of positions, in float32 or wider, or () if all w_ts are 0.
+
+        All channels share the weights.
+        """
         return ()
 
     def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -113,9 +119,10 @@ class AftFullConfig(AftSimpleConfig):
 
 @attentions.register("aft_full", AftFullConfig)
 class AftFull(Resizable, AftSimple):
-    """Weights exp(k_s + w_ts), w = u vᵀ of rank K (section 3.1). Parameters: 4 D² (+ 4 D bias) + 2 L K.
+    """AFT-full: like AFT-simple, but the weights exp(k_s + w_ts) have a learned bias w_ts (section 3.1).
 
-    O(T² D) time as matrix products, O(T² + T D) memory; a step is O(t D).
+    The matrix w = u vᵀ has rank K. Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T² D) time as matrix products, O(T² + T D)
+    memory; a step is O(t D).
     """
 
     subquadratic = False
@@ -163,14 +170,14 @@ class AftFull(Resizable, AftSimple):
 
 @dataclass(frozen=True)
 class AftLocalConfig(AftFullConfig):
-    """As aft_full, but only positions nearer than a window have a bias: 4 D² + 2 L K weights, O(T W D) time."""
+    """Like aft_full, but only positions closer than `window` have a bias: 4 D² + 2 L K weights, O(T window D) time."""
 
-    window: int = setting(32, at_least=1, help="Only positions nearer than this have a position bias.")
+    window: int = setting(32, at_least=1, help="Only positions closer than this have a position bias.")
 
 
 @attentions.register("aft_local", AftLocalConfig)
 class AftLocal(AftFull):
-    """`AftFull` with w_ts = 0 for |t - s| >= W; all positions are still seen (section 3.2).
+    """AFT-local: `AftFull` with w_ts = 0 for |t - s| >= W (section 3.2). All positions remain visible.
 
     Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D). Inputs longer than W
     are split into blocks of W. Positions in the block and its neighbors have biases; each block farther away
@@ -180,9 +187,10 @@ class AftLocal(AftFull):
     subquadratic = True
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """Returns the weights of `AftFull`, or weights by block if `length` exceeds W.
+        """Returns the weights of `AftFull`, or, if `length` exceeds W, the weights for blocks of keys.
 
-        By block, they are exp(w) of near blocks, of far blocks and, in the causal role, of the query's own block.
+        The weights for blocks are one tensor of exp(w) for near blocks, one for far blocks and, in the causal role, one
+        for the query's own block.
         """
         window, causal = self.config.window, self.role is Role.CAUSAL
         if length <= window:
@@ -216,7 +224,7 @@ class AftLocal(AftFull):
     def _other_blocks(
         self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
     ) -> LogSumExpAccumulator:
-        """Returns the sums over all blocks (causal: earlier blocks). Only near blocks have position biases.
+        """Returns the sums over the keys of all blocks (causal: earlier blocks). Only near blocks have position biases.
 
         The scale is the largest key of all blocks (causal: of all earlier blocks).
         """

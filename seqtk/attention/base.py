@@ -33,21 +33,21 @@ class Role(enum.Flag):
 
 
 class Scope(enum.Enum):
-    """Which later call receives the state that `forward` returns."""
+    """The later call that receives the state returned by `forward`: none, the next layer or the next segment."""
 
     NONE = enum.auto()
-    """No call. `forward` returns None instead of a state."""
+    """No call receives a state. `forward` returns None instead of a state."""
     LAYER = enum.auto()
-    """The next layer of the encoder stack with this scope (Luna's packed memory)."""
+    """The next layer of the encoder stack with this scope receives the state (Luna's packed memory)."""
     SEGMENT = enum.auto()
-    """The same layer on the next segment of the text (Transformer-XL's memory)."""
+    """The same layer receives the state with the next segment of the text (Transformer-XL's memory)."""
 
 
 @dataclass(frozen=True)
 class StepState:
     """The state of a layer while it decodes one token at a time; a pytree node.
 
-    Beam search copies `static` only when a row moves to another sentence.
+    All beams of a sentence have the same `static`, so beam search copies it only between rows of different sentences.
     """
 
     static: State = None
@@ -79,13 +79,13 @@ attentions: Registry["Attention"] = Registry("attention", AttentionConfig)
 class Attention(nn.Module):
     """Base class of layers that combine positions: attention, and the layers that replace it.
 
-    `pad_BS` is True at padding of the attended sequence: the memory for CROSS, else `x` itself. Padding is always on
-    the right. Outputs at padding are finite and have no meaning.
+    `pad_BS` is True at padding of the attended sequence, which is the memory in cross-attention and otherwise `x`.
+    Padding is always on the right. Outputs at padding are finite and have no meaning.
     """
 
     roles: ClassVar[Role]
     scope: ClassVar[Scope] = Scope.NONE
-    """Which later call receives the state that `forward` returns. LAYER is for encoders, SEGMENT for causal layers."""
+    """The later call that receives the state of `forward`. LAYER is for encoders, SEGMENT for causal layers."""
     subquadratic: bool = False
     """True if time and memory grow more slowly than the square of the length."""
     slot: str = "attention"
@@ -98,7 +98,7 @@ class Attention(nn.Module):
             config: The configuration of the layer.
             dim: Width of inputs and outputs.
             role: One of `roles`.
-            memory_dim: Width of the memory of a CROSS layer. None: `dim`.
+            memory_dim: Width of the memory in cross-attention. Defaults to `dim`.
 
         Raises:
             UserError: The layer does not support `role`.
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest input that the layer accepts. None: any length."""
+        """The longest input that the layer accepts, or None if it accepts any length."""
         return None
 
     def aux_loss(self) -> Tensor | None:
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         return []
 
     def monitored(self) -> dict[str, float]:
-        """Returns the scalars to log during training: name → value."""
+        """Returns the scalars to log during training, as a dict from name to value."""
         return {}
 
     def forward(
@@ -150,9 +150,9 @@ class Attention(nn.Module):
 
         Args:
             x_BTD: The inputs; queries in cross-attention.
-            memory_BSM: The encoder output, for CROSS only.
+            memory_BSM: The encoder output, in cross-attention only.
             pad_BS: True at padding.
-            state: The state that the previous call (see `scope`) returned. None: this is the first call.
+            state: The state that the previous call (see `scope`) returned, or None in the first call.
 
         Returns:
             (y_BTD, state). The state is None if `scope` is NONE.
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        """Returns the state before the first token of `batch` rows. CROSS projects its memory here, once."""
+        """Returns the state before the first token of `batch` rows. Cross-attention projects the memory here, once."""
         return StepState(static={"memory": memory_BSM, "pad": pad_BS})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:

@@ -34,9 +34,10 @@ class BigBirdConfig(QKVConfig):
 
 @attentions.register("bigbird", BigBirdConfig)
 class BigBirdAttention(HeadwiseAttention):
-    """softmax(Q Kᵀ / √E) V over the query's block, its neighbors, the G global blocks and R random blocks.
+    """Attention to the query's block, its neighbors, G global blocks and R random blocks.
 
-    The global blocks are the first ones (ITC). The paper stores its random blocks in a table. seqtk computes them from
+    A query's output is softmax(Q Kᵀ / √E) V over the positions of these blocks. The global blocks are the first blocks
+    of the row (the paper's ITC variant). The paper stores its random blocks in a table. seqtk computes them from
     (`seed`, head, block) and the number of blocks of the row, so they exist at every length: the blocks that are
     neither near nor global are split into R equal ranges, and a 32-bit hash picks one block per range.
 
@@ -63,7 +64,7 @@ class BigBirdAttention(HeadwiseAttention):
     def _attend_in_blocks(
         self, heads: slice, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, pad_BT: Tensor
     ) -> Tensor:
-        """Returns the outputs of all positions from the blocks that they see; not valid at global positions."""
+        """Returns outputs of all positions, from the blocks that each sees. Global positions get invalid outputs."""
         index_BHNP, seen_BHNK = self._seen_blocks(heads, pad_BT)
 
         def keys(x_BHTE: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class BigBirdAttention(HeadwiseAttention):
         return y_M1CE.view(*query_BHTE.shape[:2], -1, query_BHTE.shape[3])
 
     def _seen_blocks(self, heads: slice, pad_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns block_BHNP, the blocks that each block sees, and seen_BHNK, True for their visible positions."""
+        """Returns index_BHNP and seen_BHNK for the blocks that each block sees: their indices and visible positions."""
         config, device = self.config, pad_BT.device
         real_BNC = ~in_blocks(pad_BT, config.block, fill=True)
         batch, blocks = real_BNC.shape[:2]
@@ -93,7 +94,7 @@ class BigBirdAttention(HeadwiseAttention):
         return index_BHNP, (real_BNC[row_B111, index_BHNP] & is_seen_BHNP[..., None]).flatten(3)
 
     def _random_blocks(self, heads: slice, length_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-        """Returns the random blocks, block_BHNR, and chosen_BHNR, False where a row has too few blocks."""
+        """Returns the indices of the random blocks, BHNR, and a mask BHNR, False where a row has too few blocks."""
         config, device = self.config, length_B.device
         block_N1 = torch.arange(blocks, device=device)[:, None]
         range_R = torch.arange(config.random_blocks, device=device)

@@ -1,4 +1,4 @@
-"""ConvLuna: Luna with a filter before the slots and learned temperatures (Yorsh et al. 2024, arXiv 2404.00798).
+"""ConvLuna: Luna with filtered keys and values and learned temperatures (Yorsh et al. 2024, arXiv 2404.00798).
 
 B batch, T query length, S length of the context, D width of the layer, H heads, E = D / H, P memory slots, N windows,
 K positions in a window.
@@ -25,7 +25,7 @@ Temperature = Literal["unit", "sqrt", "learn"]
 
 @dataclass(frozen=True)
 class ConvLunaConfig(LunaConfig):
-    """Luna with a filter over the positions of keys and values. Costs O(T K D) more than Luna."""
+    """Luna with a filter over the positions of keys and values. Takes O(T kernel_size D) more time than Luna."""
 
     tie_kv: bool = setting(False, help="Compute keys and values with one projection.")
     filter: Literal["conv", "max_pool", "mean_pool", "none"] = setting(
@@ -46,26 +46,27 @@ class ConvLunaConfig(LunaConfig):
 
 @attentions.register("convluna", ConvLunaConfig)
 class ConvLuna(Luna):
-    """Luna with a filter before the slots (from the paper; details that it omits are from the authors' code).
+    """Luna with a filter over the keys and values that the memory slots attend to.
 
-    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with a separate τ. τ is 1, √E, or
-    the exp of a trained scalar.
+    Details that the paper omits are from the authors' code. With the symbols of `Luna`, pack is Y = softmax(P Wq' f(C
+    Wk')ᵀ / τ) f(C Wv') per head. Unpack is as in `Luna`, with a separate τ. A temperature τ is 1, √E, or the exp of a
+    trained scalar.
 
     The filter f slides over the positions within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, shared by its
     dimensions and by keys and values, initialized from U(-1/√K, 1/√K); positions outside the row count as 0. Pooling
-    ignores positions outside the row. At stride 1 windows are centered, with (K - 1) // 2 positions before; at a larger
-    stride window j starts at position j · stride, for every such position in the row. (The authors' code drops an
-    incomplete last window, so a short row has no window.)
+    ignores positions outside the row. At stride 1 windows are centered, with (K - 1) // 2 positions before the center;
+    at a larger stride window j starts at position j · stride, for every such position in the row. (The authors' code
+    drops an incomplete last window, so a short row has no window.)
 
-    The paper has no causal form. In seqtk's, the window of a position ends at this position, and Luna's causal form
-    follows. The stride must be 1. A step costs O(P D + K D).
+    The paper has no causal form. In seqtk's causal form, the stride is 1, the window of a position ends at this
+    position, and the filtered keys and values are used as in Luna's causal form. A step costs O(P D + K D).
 
     `sharing=qkv`: pack and unpack have the same query, key and value weights. `sharing=simplified`, which the authors
-    ran: the same query, key and output weights (Y goes through `out`, except CAUSAL), and values are the context
-    itself. CROSS can share only if the memory is as wide as the layer.
+    ran: pack and unpack have the same query, key and output weights (Y goes through `out`, except CAUSAL), and the
+    values are the context itself. CROSS can share only if the memory is as wide as the layer.
 
-    Parameters: Luna's; with `qkv` P D + 4 D² (tied 3 D²), simplified P D + 3 D² (+ D bias each); H K more for `conv`,
-    and 1 for each learned temperature.
+    Parameters: as in `Luna` without sharing; P D + 4 D² with `qkv` (3 D² if tied); P D + 3 D² with `simplified` (+ D
+    bias per matrix). `conv` adds H K parameters, and each learned temperature 1.
     """
 
     def __init__(self, config: ConvLunaConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -95,14 +96,12 @@ class ConvLuna(Luna):
             )
         if config.stride > config.kernel_size:
             raise UserError(
-                f"attention.stride={config.stride} must be at most attention.kernel_size={config.kernel_size}:",
-                "otherwise some positions are in no window.",
+                f"attention.stride={config.stride} must be at most attention.kernel_size={config.kernel_size}.",
+                "Otherwise some positions are in no window.",
             )
         if config.stride > 1 and (causal or config.filter == "none"):
-            reason = "a decoder's self-attention" if causal else "attention.filter=none"
-            raise UserError(
-                f"attention.stride={config.stride} is not possible with {reason}.", "Set attention.stride=1."
-            )
+            place = "in a decoder's self-attention" if causal else "with attention.filter=none"
+            raise UserError(f"attention.stride={config.stride} is not possible {place}.", "Set attention.stride=1.")
 
     def projection_names(self) -> dict[str, str | None]:
         names = super().projection_names()
@@ -148,7 +147,11 @@ class ConvLuna(Luna):
         return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super().scale(part)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
-        """Returns x_BHNE, one vector per window; 0 if the window's first position (stride 1: its center) is padding."""
+        """Returns x_BHNE, one filtered vector per window, or x_BHSE without a filter.
+
+        A vector is 0 if the first position of its window (with stride 1: the position that the window belongs to) is
+        padding.
+        """
         if self.config.filter == "none":
             return x_BHSE
         size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]

@@ -2,8 +2,8 @@
 
     y_t = out(Σ_k w_t[k] v_{t + k - before})        v = GLU(value(x))
 
-w_t is one kernel per head, shared by the channels of the head, and a softmax over its K taps. Taps beyond the ends of a
-row, or on padding, read zeros, and the softmax still counts them.
+w_t has one kernel per head, which the channels of the head share. A kernel is a softmax over its K taps. Taps beyond
+the ends of a row, or on padding, read zeros, and the softmax still counts them.
 
 No T × T matrix and no copy of the input per tap is created. A row is split into chunks of C positions. A chunk reads a
 window of C + K - 1 positions, and its convolution is a product with a band matrix of that width. This takes (C + K - 1)
@@ -46,10 +46,11 @@ class ConvolutionConfig(QKVConfig):
 
 
 class Convolution(HeadedAttention):
-    """y_t = out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + the kernels.
+    """Base class of lightweight and dynamic convolution: y_t = out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)).
 
-    Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so an even kernel reaches one position
-    further into the future, and K - 1 in a decoder. A step is O(K D): the state holds the last K - 1 positions of v.
+    Parameters: 3 D² (+ 3 D bias), or 2 D² (+ 2 D bias) without the GLU, and the kernels. `before` is (K - 1) // 2 in an
+    encoder, so an even kernel reaches one position further into the future, and K - 1 in a decoder. A step is O(K D):
+    the state holds the last K - 1 positions of v.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -96,7 +97,7 @@ class Convolution(HeadedAttention):
         return self.out(y_BHE.flatten(1)[:, None]), state.advance({"past": window_BKD[:, 1:]})
 
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
-        """Returns v_BHNWE, the window that each chunk reads; zeros beyond the ends of the rows."""
+        """Returns v_BHNWE, the window of positions that each chunk reads, with zeros beyond the ends of the rows."""
         taps, length = self.config.kernel_size, v_BTD.shape[1]
         chunks = (length + chunk - 1) // chunk
         further = (taps + chunk - 2) // chunk  # the number of chunks that a window covers after its first
@@ -117,9 +118,9 @@ class LightweightConvConfig(ConvolutionConfig):
 
 @attentions.register("lightweight_conv", LightweightConvConfig)
 class LightweightConv(Convolution):
-    """w = softmax(kernel_h), the same at all positions (section 3.1). Parameters: `Convolution` + H K.
+    """Lightweight convolution: each head has a learned kernel w = softmax(kernel_h) for all positions (section 3.1).
 
-    Dropout removes a tap at all positions.
+    Parameters: H K for the kernels, and the parameters of `Convolution`. Dropout removes a tap at all positions.
     """
 
     def __init__(self, config: LightweightConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -132,7 +133,7 @@ class LightweightConv(Convolution):
         if v_BTD.device.type == "cpu" and v_BTD.dtype is torch.float32:
             return depthwise(v_BTD, kernel_HK, before=self.before, after=self.config.kernel_size - 1 - self.before)
         length = v_BTD.shape[1]
-        chunk = chunk_for(length)
+        chunk = chunk_size(length)
         band_HCW = band(kernel_HK[:, None].expand(-1, chunk, -1))
         y_BHNCE = torch.einsum("hcw,bhnwe->bhnce", band_HCW, self.windows(v_BTD, chunk=chunk))
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
@@ -148,9 +149,10 @@ class DynamicConvConfig(ConvolutionConfig):
 
 @attentions.register("dynamic_conv", DynamicConvConfig)
 class DynamicConv(Convolution):
-    """w_t = softmax(kernel_h(v_t)), a linear map of v (section 3.2). Parameters: `Convolution` + D H K.
+    """Dynamic convolution: w_t = softmax(kernel_h(v_t)), kernels that a linear map of v_t predicts (section 3.2).
 
-    The map has no bias and torch's default initialization, as in fairseq.
+    Parameters: D H K for the linear map, and the parameters of `Convolution`. The map has no bias and torch's default
+    initialization, as in fairseq.
     """
 
     def __init__(self, config: DynamicConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -158,7 +160,7 @@ class DynamicConv(Convolution):
         self.kernel = nn.Linear(dim, self.heads * config.kernel_size, bias=False)
 
     def taps(self, kernels_BTX: Tensor) -> Tensor:
-        """Returns the kernels at each position, BTHK, for the heads in `kernels_BTX`."""
+        """Returns the normalized kernels at each position, BTHK. Dimension X has the kernels of all heads."""
         return self.normalize(kernels_BTX.view(*kernels_BTX.shape[:-1], -1, self.config.kernel_size))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
@@ -171,9 +173,9 @@ class DynamicConv(Convolution):
         )
 
     def _convolve_heads(self, _: slice, v_BTD: Tensor, kernels_BTX: Tensor) -> Tensor:
-        """Returns y_BTD of some heads, whose kernels are concatenated in X."""
+        """Returns y_BTD of a few heads. Dimension X of `kernels_BTX` has the kernels of these heads."""
         length = v_BTD.shape[1]
-        chunk = chunk_for(length)
+        chunk = chunk_size(length)
         chunks = (length + chunk - 1) // chunk
         kernels_BHTK = self.taps(kernels_BTX).transpose(1, 2)
         kernels_BHTK = functional.pad(kernels_BHTK, (0, 0, 0, chunks * chunk - length))
@@ -185,13 +187,13 @@ class DynamicConv(Convolution):
         return torch.einsum("bkhe,bhk->bhe", window_BKHE, kernels_BHK)
 
 
-def chunk_for(length: int) -> int:
-    """Returns the chunk size. A short row is one chunk, because a larger chunk would be mostly empty."""
+def chunk_size(length: int) -> int:
+    """Returns the chunk size. A short row is one chunk, because the second of two chunks would be mostly empty."""
     return length if length <= CHUNK * 3 // 2 else CHUNK
 
 
 def band(kernels_CK: Tensor) -> Tensor:
-    """Returns the kernels as band matrices, band_CW: row c has the taps of position c from column c on, and zeros."""
+    """Returns the kernels as band matrices, band_CW: row c has the taps of position c from column c on, else zeros."""
     chunk, taps = kernels_CK.shape[-2:]
     # Append C zeros to each kernel. In a view with rows one element shorter, each row starts one column further right.
     flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)

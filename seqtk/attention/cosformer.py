@@ -17,7 +17,7 @@ from seqtk.config.fields import setting
 
 @dataclass(frozen=True)
 class CosformerConfig(KernelConfig):
-    """Linear attention that prefers near positions: the weights of dot-product attention, O(T D² / H) time."""
+    """Linear attention that prefers near positions: as many weights as dot-product attention, O(T D² / H) time."""
 
     max_length: int = setting(
         1024, at_least=1, help="The longest input. The weight of a pair falls to 0 at this distance."
@@ -26,12 +26,12 @@ class CosformerConfig(KernelConfig):
 
 @attentions.register("cosformer", CosformerConfig)
 class CosformerAttention(KernelAttention):
-    """Weights relu(q_t) · relu(k_s) cos(π/2 (t - s) / L), L = max_length; denominators are at least 1e-6 (section 3.2).
+    """Linear attention with the weights relu(q_t) · relu(k_s) cos(π/2 (t - s) / L), where L = max_length (section 3.2).
 
-    Since cos(a - b) = cos a cos b + sin a sin b, φ(x_t) = [relu(x) cos(π t / 2L), relu(x) sin(π t / 2L)], R = 2 E. The
-    official code sets L to the longest row of the batch, which makes a row depend on other rows and on the future;
-    seqtk's L is a constant. In cross-attention t and s count from the starts of the two sequences. No parameters
-    besides the projections. O(T E D) time, O(T D) memory.
+    Denominators are at least 1e-6. Since cos(a - b) = cos a cos b + sin a sin b, the feature map is φ(x_t) = [relu(x)
+    cos(π t / 2L), relu(x) sin(π t / 2L)], with R = 2 E features. The official code sets L to the longest row of the
+    batch, which makes a row depend on other rows and on the future; seqtk's L is a constant. In cross-attention t and s
+    count from the starts of the two sequences. No parameters besides the projections. O(T E D) time, O(T D) memory.
     """
 
     @property

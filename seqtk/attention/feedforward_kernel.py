@@ -27,7 +27,7 @@ ORTHOGONAL = ("linear", "oglu", "aoglu")
 
 @dataclass(frozen=True)
 class FeedForwardKernelConfig(KernelConfig):
-    """Linear attention with a learned feature map: O(D² / H) more weights than dot-product, O(T D² / H) time."""
+    """Linear attention with a learned feature map: O(D² / H) more weights than dot-product attention, O(T D² / H)."""
 
     kernel: Kernel = setting(
         "oglu",
@@ -43,16 +43,17 @@ class FeedForwardKernelConfig(KernelConfig):
 
 @attentions.register("feedforward_kernel", FeedForwardKernelConfig)
 class FeedForwardKernelAttention(KernelAttention):
-    """Linear attention with φ(x) = g_n(… g_1(x)) for queries and keys. In each head g_i is, without biases:
+    """Linear attention whose feature map is a network of n stages per head, φ(x) = g_n(… g_1(x)), without biases.
 
-    ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E, K =
-    max(1, E/4); a is softplus in the last stage and the identity in the others. In `linear`, `oglu` and `aoglu` W
-    starts orthogonal, and `aux_loss` penalizes the distance from it: λ · mean((W Wᵀ - I)²) over heads and elements,
-    summed over stages, where λ is `orthogonality`.
+    The setting `kernel` selects the form of a stage. `ffn`, `linear`: a(x W). `glu`, `oglu`: a(x W) ⊙ sigmoid(x U).
+    `aoglu`: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E, K = max(1, E/4). The activation a is softplus in the last
+    stage and the identity in the other stages. In `linear`, `oglu` and `aoglu`, W is initially orthogonal, and
+    `aux_loss` penalizes deviations: λ · mean((W Wᵀ - I)²) over heads and elements, summed over stages, where λ is
+    `orthogonality`.
 
     The paper and its code also divide φ by √E, which cancels in the quotient, as there is no epsilon. The paper has no
-    causal and no cross form. seqtk computes the same sums over the past, or over a memory. Parameters of n stages: n H
-    E² (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
+    causal form and no cross-attention. seqtk computes the same sums over the past, or over a memory. Parameters of n
+    stages: n H E² (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
     """
 
     def __init__(self, config: FeedForwardKernelConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:

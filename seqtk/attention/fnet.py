@@ -26,10 +26,11 @@ class FNetConfig(AttentionConfig):
 
 @attentions.register("fnet", FNetConfig)
 class FNet(Attention):
-    """Re(F_T F_D x): the discrete Fourier transform over a row's T real positions and its D channels (section 3.1).
+    """The real part of the discrete Fourier transform over a row's T real positions and D channels (section 3.1).
 
-    No parameters. O(T D (log T + log D)) time, O(T D) memory. Every output needs every input, so there is no causal
-    form. Rows of different lengths have different transforms. One chirp convolution computes all of them.
+    Real positions are those that are not padding. No parameters. O(T D (log T + log D)) time, O(T D) memory. Every
+    output depends on every input, so there is no causal form. Rows of different lengths have different transforms. One
+    chirp convolution computes all of them.
     """
 
     roles = Role.ENCODER
@@ -53,10 +54,10 @@ class FNet(Attention):
 
 
 def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:
-    """Returns the Fourier transform over T of complex rows of lengths `length_B11`, which are zero after their end.
+    """Returns the Fourier transforms over T of complex rows of lengths `length_B11`. Later elements must be 0.
 
     It is a convolution with the chirp c_m = exp(-iπ m² / n), since 2 m k = m² + k² - (k - m)² (Bluestein 1970), so each
-    row can have its own length n. The result after the end of a row has no meaning.
+    row can have a different length n. The result after the end of a row has no meaning.
     """
     size = x_BTD.shape[1]
     padded = 1 << (2 * size - 2).bit_length()

@@ -29,10 +29,10 @@ class GmlpConfig(AttentionConfig):
 
 @attentions.register("gmlp", GmlpConfig)
 class Gmlp(Resizable, Attention):
-    """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1: spatial gating unit).
+    """A perceptron with a spatial gating unit, out(u ⊙ (W norm(v) + b)), where (u, v) = gelu(expand(x)) (section 2.1).
 
-    W starts near 0 and b at 1, so that the layer is initially a perceptron. The causal form uses W[t, s] with s <= t
-    only.
+    The matrix W combines positions. W starts near 0 and b at 1, so that the layer is initially a perceptron. The causal
+    form uses W[t, s] with s <= t only.
 
     Parameters: 3 D I (+ (D + 2 I) bias) + 2 I of the norm + L² + L. O(T² I) time, O(L² + T I) memory; a step is O(t I).
     """
@@ -78,7 +78,7 @@ class Gmlp(Resizable, Attention):
         return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state.advance(kept)
 
     def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns u and norm(v)."""
+        """Returns u and norm(v), each BTI, where u and v are the halves of gelu(expand(x))."""
         gated_BTI, value_BTI = functional.gelu(self.expand(x_BTD)).chunk(2, -1)
         return gated_BTI, self.norm(value_BTI).to(value_BTI.dtype)
 

@@ -15,7 +15,7 @@ ALL_HEADS = slice(None)
 
 
 class HeadwiseAttention(QKVAttention):
-    """A layer whose heads do not interact before the output projection.
+    """Base class of layers whose heads do not interact before the output projection.
 
     On long inputs a few heads are computed at a time, together with their projections, and computed again in the
     backward pass (`seqtk/ops/head_checkpoint.py`).

@@ -39,11 +39,11 @@ class KernelConfig(QKVConfig):
 
 
 class KernelAttention(HeadwiseAttention):
-    """Σ_s φ(q) · φ(k_s) v_s / Σ_s φ(q) · φ(k_s) per head. Subclasses define `features`, φ.
+    """Base class of linear-time attention: Σ_s φ(q) · φ(k_s) v_s / Σ_s φ(q) · φ(k_s) per head.
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias) + the parameters of φ. Keys at padding are zeroed after φ, because φ(0) is not
-    0. Sums and denominators are in float32 or wider, also under autocast. The output is 0 where the denominator is 0.
-    The state is Σ φ(k) [vᵀ 1], so a step takes O(R E) per head at any position.
+    Subclasses define φ by `features`. Parameters: 2 D² + 2 M D (+ 4 D bias) + the parameters of φ. Keys at padding are
+    zeroed after φ, because φ(0) is not 0. Sums and denominators are in float32 or wider, also under autocast. The
+    output is 0 where the denominator is 0. The state is Σ φ(k) [vᵀ 1], so a step takes O(R E) per head at any position.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -56,19 +56,19 @@ class KernelAttention(HeadwiseAttention):
     def key_features(
         self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns φ(k)_BHSR, 0 at padding, and the argument `shift_BH1R` of `query_features` (None: no shift)."""
+        """Returns φ(k)_BHSR, which is 0 at padding, and the argument `shift_BH1R` of `query_features` or None."""
         key_BHSR = self.features(key_BHSE, heads=heads, first=first)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
     def query_features(
         self, query_BHTE: Tensor, *, heads: slice = ALL_HEADS, shift_BH1R: Tensor | None, first: int = 0
     ) -> Tensor:
-        """Returns φ(q)_BHTR."""
+        """Returns φ(q)_BHTR. `shift_BH1R` is the second result of `key_features`."""
         return self.features(query_BHTE, heads=heads, first=first)
 
     @property
     def is_random(self) -> bool:
-        """Returns False: `values` applies the dropout, outside `mix_heads`."""
+        """False, because `values` applies the dropout, and `mix_heads` draws no random numbers."""
         return False
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class KernelAttention(HeadwiseAttention):
         return {"sums": None, "shift": None}
 
     def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
-        """Computes the next position, which is `first` in layers whose features depend on positions."""
+        """Computes the next position. `first` is its index, which layers need if their features depend on positions."""
         seen = state.static
         if self.role is Role.CAUSAL:
             seen = self.compress(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
@@ -114,7 +114,7 @@ class KernelAttention(HeadwiseAttention):
     def compress(
         self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None, heads: slice = ALL_HEADS, first: int = 0
     ) -> State:
-        """Returns `sums`, Σ φ(k) [vᵀ 1], BHRF, and the `shift` that `key_features` returns."""
+        """Returns a dict of `sums`, Σ_s φ(k_s) [v_sᵀ 1], BHRF, and `shift`, the second result of `key_features`."""
         key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS, first=first)
         return {"sums": product(key_BHSR.mT, with_ones(value_BHSE)), "shift": shift}
 

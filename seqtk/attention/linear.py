@@ -16,14 +16,15 @@ from seqtk.attention.kernel import EPSILON, KernelAttention, KernelConfig
 
 @dataclass(frozen=True)
 class LinearConfig(KernelConfig):
-    """Linear attention, φ = elu + 1: the weights of dot-product attention, O(T D² / H) time in any role."""
+    """Linear attention with φ = elu + 1: as many weights as dot-product attention, O(T D² / H) time in any role."""
 
 
 @attentions.register("linear", LinearConfig)
 class LinearAttention(KernelAttention):
-    """φ(x) = elu(x) + 1 without scaling; 1e-6 is added to denominators (section 3.2.1; causal: section 3.3).
+    """Linear attention with the feature map φ(x) = elu(x) + 1 (section 3.2.1; causal: section 3.3).
 
-    No parameters besides the projections. R = E features: O(T E D) time, O(T D) memory.
+    Queries and keys are not scaled, and 1e-6 is added to denominators. No parameters besides the projections. R = E
+    features: O(T E D) time, O(T D) memory.
     """
 
     def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:

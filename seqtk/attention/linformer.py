@@ -33,11 +33,12 @@ class LinformerConfig(QKVConfig):
 
 @attentions.register("linformer", LinformerConfig)
 class LinformerAttention(Resizable, HeadedAttention):
-    """softmax(Q (E K)ᵀ / √e) (F V) per head of width e, where E and F are rank × max_length (section 4, equation 7).
+    """Attention to `rank` mixtures of all positions, softmax(Q (E K)ᵀ / √e) (F V) per head (section 4, equation 7).
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 H, 2 or 1 maps of rank × max_length weights, depending on `sharing`.
-    O(T rank) time and memory. There is no causal form, because each of the `rank` keys mixes all positions. Padding is
-    zeroed before the maps, so no mask is needed after them.
+    E and F are rank × max_length matrices, and e is the width of a head. Parameters: 2 D² + 2 M D (+ 4 D bias), and 2
+    H, 2 or 1 maps of rank × max_length weights, depending on `sharing`. O(T rank) time and memory. There is no causal
+    form, because each of the `rank` keys mixes all positions. Padding is zeroed before the maps, so no mask is needed
+    after them.
 
     Maps that heads share are applied to the input instead of the keys: E (X W) = (E X) W, so only `rank` positions are
     projected. This saves more time than the attention itself takes.
@@ -98,7 +99,10 @@ class LinformerAttention(Resizable, HeadedAttention):
 
 
 def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Returns map(linear(x)), BKD, computed from map(x). The bias is added once per real position, times its weight."""
+    """Returns map(linear(x)), BKD, computed from map(x).
+
+    The bias of `linear` is multiplied by the sum of the map's weights over the real positions.
+    """
     y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
     if linear.bias is None:
         return y_BKD

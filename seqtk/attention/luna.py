@@ -45,8 +45,8 @@ class Luna(HeadedAttention):
     Pack:   Y = softmax(P Wq' (C Wk')ᵀ / √E) C Wv' per head, where P are the slots and C the context;
     unpack: softmax(X Wq (Y Wk)ᵀ / √E) Y Wv per head, then the output projection. `tie_kv`: Wk' = Wv' and Wk = Wv.
 
-    ENCODER: C = X. The first layer of a stack learns P, initialized from N(0, 1); each later layer takes LN(P + Y) of
-    the previous layer. The norm is part of the later layer, so the last layer has no unused weights.
+    ENCODER: C = X. The first layer of a stack learns P, initialized from N(0, 1). The slots of each later layer are
+    LN(P + Y) of the previous layer. The norm is part of the later layer, so the last layer has no unused weights.
 
     CROSS: C is the memory, packed once, so a step costs O(P D) at any memory length. Each layer learns P.
 
@@ -56,7 +56,7 @@ class Luna(HeadedAttention):
     learns P.
 
     Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of these matrices (untied: two)
-    has D M weights instead of D². A layer that takes the previous layer's slots has 2 D (the norm) instead of P D.
+    has D M weights instead of D². A layer that receives the previous layer's slots has 2 D (the norm) instead of P D.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -74,7 +74,10 @@ class Luna(HeadedAttention):
         self.carried_norm: nn.LayerNorm | None = None
 
     def projection_names(self) -> dict[str, str | None]:
-        """Returns use → name of its projection. None: the input is split into heads without a projection."""
+        """Returns a dict from each use, such as "pack_key", to the name of its projection.
+
+        The name is None if the input is split into heads without a projection.
+        """
         tied = self.config.tie_kv
         names: dict[str, str | None] = {name: name for name in ("pack_query", "pack_key", "query", "key")}
         names["value"] = "key" if tied else "value"
@@ -169,7 +172,7 @@ class Luna(HeadedAttention):
         return cast(Tensor, self.out(y_BTD.to(x_BTD.dtype)))
 
     def causal_step(self, x_B1D: Tensor, state: StepState, context: list[Tensor]) -> tuple[Tensor, StepState]:
-        """Computes `step` for one position. `context` holds its pack key, key and value, each BH1E."""
+        """Computes a decoding step in the causal role. `context` is the pack key, key and value, each BH1E."""
         pack_key_BH1E, key_BH1E, value_BH1E = context
         pack_query_BHPE = to_fp32(state.static["pack_query"]) * self.scale("pack")
         weight_BHP1 = self.pack_weights(pack_query_BHPE, pack_key_BH1E).mT
@@ -186,17 +189,17 @@ class Luna(HeadedAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(sums)
 
     def pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
-        """Returns weight_BHTP = log2(1 + 2^logit), in float32 or wider. The queries are already scaled."""
+        """Returns weight_BHTP = log2(1 + 2^logit), in float32 or wider. The queries must be scaled already."""
         with without_autocast(pack_key_BHTE):
             logits_BHTP = to_fp32(pack_key_BHTE) @ pack_query_BHPE.mT
         return dropout(functional.softplus(logits_BHTP, beta=LN2, threshold=40), self.active_dropout)
 
     def attend(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Returns softmax(Q Kᵀ + bias) V for queries that are already scaled."""
+        """Returns softmax(Q Kᵀ + bias) V. The queries must be scaled already."""
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias, dropout=self.active_dropout, scale=1.0)
 
     def project(self, uses: tuple[str, ...], x_BTD: Tensor) -> list[Tensor]:
-        """Projects the input for each use, x_BHTE. Uses with the same projection share the result."""
+        """Returns the input projected for each use, x_BHTE. Uses with the same projection share one tensor."""
         names = [self.names[use] for use in uses]
         heads = {
             name: self.split(x_BTD if name is None else getattr(self, name)(x_BTD)) for name in dict.fromkeys(names)
@@ -206,9 +209,10 @@ class Luna(HeadedAttention):
     def over_heads(
         self, mix: OfHeads, uses: tuple[str, ...], x_BSM: Tensor, *read: Tensor | float, pad_BS: Tensor | None
     ) -> Tensor:
-        """Computes `mix(heads, *projected_BHSE)` for a few heads at a time, and returns y_BTD.
+        """Returns y_BTD, the outputs of `mix(heads, *projected_BHSE)`, computed for a few heads at a time.
 
-        Keys and values, but not queries, are `filtered`.
+        `mix` receives the projection of `x_BSM` for each of `uses`. All but the queries are `filtered`. `read` has the
+        other tensors that `mix` reads.
         """
         names = list(dict.fromkeys(self.names[use] for use in uses))
 
@@ -226,7 +230,7 @@ class Luna(HeadedAttention):
         )
 
     def scale(self, part: str) -> float | Tensor:
-        """Returns the factor of the logits of `part`, "pack" or "unpack"."""
+        """Returns the factor of the logits of "pack" or "unpack"."""
         return 1 / math.sqrt(self.head_dim)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:

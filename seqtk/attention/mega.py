@@ -44,15 +44,18 @@ class MegaConfig(AttentionConfig):
 
 @attentions.register("mega", MegaConfig)
 class Mega(Attention):
-    """φ ⊙ (Ĥ - x), Ĥ = silu(m W_h + b_h + (γ ⊙ A) U), φ = sigmoid(m W_φ + b_φ), γ = silu(m W_γ + b_γ) (section 3.3).
+    """One head of gated attention over a damped moving average (section 3.3).
 
-    m = silu(average(x) + ω ⊙ x); A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and k are z = silu(m W_z + b_z),
-    each with a scale and a shift, and rotated by position. With `chunk`, positions attend only within chunks of the
-    row; the average crosses chunks (section 3.5: Mega-chunk).
+        y = φ ⊙ (Ĥ - x), Ĥ = silu(m W_h + b_h + (γ ⊙ A) U), φ = sigmoid(m W_φ + b_φ), γ = silu(m W_γ + b_γ)
 
-    Parameters: 4 D N + D + 2 D² + 3 D V + D Z + 2 D + 2 V + 5 Z. O(T D (D + N)) time and O(T² V), with chunks O(T C V),
-    for attention; a step is O(t V) or O(C V). The encoder of the authors' code has N averages in each direction; seqtk
-    has N / 2 in each, so that a layer has the same size in both roles. seqtk omits the authors' relative position bias.
+    The average is m = silu(average(x) + ω ⊙ x). The attention is A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and
+    k are z = silu(m W_z + b_z), each with a separate scale and shift, and rotated by position. With `chunk`, positions
+    attend only within chunks of the row; the average crosses chunks (section 3.5: Mega-chunk).
+
+    Parameters: 4 D N + D + 2 D² + 3 D V + D Z + 2 D + 2 V + 5 Z. O(T D (D + N)) time, and O(T² V) for attention (with
+    chunks O(T C V)); a step is O(t V) (with chunks O(C V)). The encoder of the authors' code has N averages in each
+    direction; seqtk has N / 2 in each, so that a layer has the same size in both roles. seqtk omits the authors'
+    relative position bias.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -105,7 +108,7 @@ class Mega(Attention):
         return self._change(x_B1D, attend_last(query_B11Z, kept)[:, 0], gates), state.advance(kept)
 
     def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
-        """Returns φ, the part of Ĥ without attention, z and γ, all computed from the moving average."""
+        """Returns a dict of tensors that depend on the moving average: φ, the part of Ĥ without attention, z and γ."""
         moved_BTD = functional.silu(average_BTD + self.skip * x_BTD).to(x_BTD.dtype)
         update, hidden, z, reset = self.base(moved_BTD).split([self.dim, self.dim, *self.widths], -1)
         return {
@@ -125,7 +128,7 @@ class Mega(Attention):
         return functional.silu(self.value(x_BTD))[:, None]
 
     def _attend(self, query_B1TZ: Tensor, key_B1TZ: Tensor, value_B1TV: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """Returns the attention outputs BTV, over each row or within each of its chunks."""
+        """Returns the attention outputs, BTV. Queries attend within their row, or within their chunk of the row."""
         batch, _, length, _ = query_B1TZ.shape
         size, causal = min(self.config.chunk or length, length), self.role is Role.CAUSAL
         if length % size and pad_BT is None and not causal:
@@ -146,11 +149,12 @@ class Mega(Attention):
 
 
 class DampedAverage(nn.Module):
-    """y_t = η · h_t / √N, h_t = α ⊙ β x_t + (1 - α ⊙ δ) ⊙ h_{t-1} in each channel (section 3.1).
+    """A damped moving average: y_t = η · h_t / √N, h_t = α ⊙ β x_t + (1 - α ⊙ δ) ⊙ h_{t-1} per channel (section 3.1).
 
-    α and δ are sigmoids of parameters, and √N is from the official code. With `both_ways` the second half of the
-    averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time, O(T D (1 + N / C)) memory. Unlike
-    with a Fourier transform, later positions do not affect earlier ones even by rounding.
+    h_t has N elements per channel. α and δ are sigmoids of parameters, and √N is from the official code. With
+    `both_ways` the second half of the averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time,
+    O(T D (1 + N / C)) memory. Unlike with a Fourier transform, later positions do not affect earlier ones even by
+    rounding.
     """
 
     def __init__(self, dim: int, averages: int, *, both_ways: bool) -> None:
@@ -185,7 +189,7 @@ class DampedAverage(nn.Module):
         return (state_BDN * out_DN).sum(-1)[:, None], state_BDN
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns log(1 - α δ), α β and η / √N, each DN."""
+        """Returns the log decays, log(1 - α δ), the input factors α β and the output factors η / √N, each DN."""
         share_DN = to_fp32(self.share).sigmoid()
         decay_DN = 1 - share_DN * to_fp32(self.damping).sigmoid()
         out_DN = to_fp32(self.collapse) / self.collapse.shape[1] ** 0.5

@@ -49,9 +49,9 @@ class SynthesizerMixtureConfig(SynthesizerConfig):
 class SynthesizerMixture(SynthesizerAttention):
     """Attention with a weighted sum of logits: softmax(Σ w_i S_i) V per head.
 
-    Weights: `sum` 1 each; `softmax` the softmax of one trained scalar per part (the paper); `sigmoid` a = sigmoid(one
-    trained scalar) for the first of two parts and 1 - a for the second (the official code). The scalars start at 0, so
-    all parts start with the same weight.
+    The setting `mix` selects the weights w_i. `sum`: all weights are 1. `softmax`: the softmax of one trained scalar
+    per part (the paper). `sigmoid`: a and 1 - a for two parts, where a is the sigmoid of a trained scalar (the official
+    code). The scalars start at 0, so all parts start with the same weight.
 
     Parameters: 2 D² (+ 2 D bias) for values and output, the parameters of each source, 2 D² (+ 2 D bias) for `dot`, and
     the scalars: one for `sigmoid`, one per part for `softmax`, times H with `per_head`. A step costs O(t D).
@@ -73,7 +73,7 @@ class SynthesizerMixture(SynthesizerAttention):
             self.mixing = nn.Parameter(torch.zeros(scalars, self.heads if config.per_head else 1))
 
     def weights(self) -> Weights:
-        """Returns part → its weight w_i."""
+        """Returns a dict from each part to its weight w_i."""
         if self.mixing is None:
             return dict.fromkeys(self.config.parts, 1.0)
         if self.config.mix == "sigmoid":
@@ -96,7 +96,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return [(self.query, self.key, self.value)] if self.has_dot else []
 
     def _mixed(self, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """Returns y_BHTE from the logits Σ w_i S_i."""
+        """Returns softmax(Σ w_i S_i) V as y_BHTE."""
         if not self.has_dot:
             value_BHSE = self.split(self.value(x_BTD)).contiguous()
             return self.average(self.mixed_logits(x_BTD), value_BHSE, pad_BS=pad_BS)
@@ -104,7 +104,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return self.average(self.mixed_logits(x_BTD, query_BHTE, key_BHSE), value_BHSE, pad_BS=pad_BS)
 
     def mixed_logits(self, x_BTD: Tensor, *query_and_key: Tensor) -> LogitSpec:
-        """Returns the logits Σ w_i S_i of all positions. The part `dot` uses query_BHTE and key_BHSE."""
+        """Returns a `LogitSpec` of the logits Σ w_i S_i. `query_and_key` are the query_BHTE and key_BHSE of `dot`."""
         length, weights = x_BTD.shape[1], self.weights()
         terms = self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)
         if self.has_dot:
@@ -116,13 +116,13 @@ class SynthesizerMixture(SynthesizerAttention):
         return sum_logits(terms)
 
     def _synthetic(self, x_BTD: Tensor, weights: Weights, *, rows: slice, columns: int) -> list[LogitSpec]:
-        """Returns the weighted logits w_i S_i, one tensor specification for each part except `dot`."""
+        """Returns a `LogitSpec` of the weighted logits w_i S_i for each part except `dot`."""
         return [
             source(x_BTD, rows=rows, columns=columns).scaled(weights[part]) for part, source in self.sources.items()
         ]
 
     def _fused(self, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """Returns y_BHTE from a GPU's fused kernel, with the logits of all parts except `dot` as its bias."""
+        """Returns y_BHTE from a GPU's fused kernel. The logits of all parts except `dot` are the bias of the kernel."""
         length, weights = x_BTD.shape[1], self.weights()
         bias_BHTS = sum_logits(self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)).logits(length)
         seen = attention_mask(pad_BS, causal=self.role is Role.CAUSAL, length=length, device=x_BTD.device)

@@ -37,13 +37,15 @@ class NystromConfig(QKVConfig):
 
 @attentions.register("nystrom", NystromConfig)
 class NystromAttention(HeadwiseAttention):
-    """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, each product divided by √E (equation 14).
+    """Softmax attention approximated with landmarks, which are mean queries Q̃ and mean keys K̃ (equation 14).
 
-    Q̃ and K̃ are the means of queries and keys over segments of each row's tokens: token t of n is in segment ⌊t ·
-    landmarks / n⌋; in a row with fewer tokens than landmarks each token is a segment. The pseudo-inverse comes from the
-    paper's iteration (section 3.2), in float32 or wider. The start is scaled by the norms of each matrix. (A norm over
-    the batch, as in some public code, would make rows depend on each other.) The convolution is depthwise, with one
-    kernel per head. Dropout is applied to the first factor.
+        y = softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V)        per head, each product divided by √E
+
+    The means are over segments of each row's tokens: token t of n is in segment ⌊t · landmarks / n⌋. In a row with
+    fewer tokens than landmarks, each token is a segment. The pseudo-inverse (⁺) comes from the paper's iteration
+    (section 3.2), in float32 or wider. The initial matrix of the iteration is scaled by norms of the matrix to invert.
+    (Norms over the batch, as in some public code, would make rows depend on each other.) The convolution is depthwise,
+    with one kernel per head. Dropout is applied to the first factor.
 
     Parameters: 4 D² + kernel H (+ 4 D bias). O(T landmarks D + landmarks³ H) time. With as many landmarks as tokens, no
     convolution and enough iterations it equals softmax attention. There is no causal form, because the landmarks mix
@@ -90,8 +92,8 @@ class NystromAttention(HeadwiseAttention):
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:
     """Returns the matrix means_BLT that averages x_BTD over L <= T segments of each row: means_BLT @ x_BTD.
 
-    A row with fewer tokens than segments has one token in each of the first segments, and rows of zeros for the others.
-    `like` is x_BTD: the matrix has its batch size, length and device. The dtype is float32 or wider.
+    In a row with fewer tokens than segments, each token is one of the first segments, and the matrix is 0 for the other
+    segments. The matrix has the batch size, length and device of `like`, which is x_BTD, and is in float32 or wider.
     """
     batch, length = like.shape[:2]
     position_T = torch.arange(length, device=like.device)
@@ -104,7 +106,7 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
 
 
 def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> Tensor:
-    """Returns softmax(Q̃ K̃ᵀ / √E) over the landmarks that a row has. Rows and columns of other landmarks are 0."""
+    """Returns softmax(Q̃ K̃ᵀ / √E) over the landmarks that a row has. Rows and columns of missing landmarks are 0."""
     logits_BHLL = query_BHLE @ key_BHLE.transpose(-1, -2) / math.sqrt(query_BHLE.shape[-1])
     lowest = torch.finfo(logits_BHLL.dtype).min
     weights_BHLL = logits_BHLL.masked_fill(~exists_BL[:, None, None, :], lowest).softmax(-1)
@@ -114,8 +116,8 @@ def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> 
 def pseudo_inverse(a_BHLL: Tensor, *, iterations: int) -> Tensor:
     """Returns Z ≈ A⁺, the pseudo-inverse of each matrix.
 
-    Iterates Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Aᵀ / (‖A‖₁ ‖A‖∞). Zero rows and columns stay zero, so
-    padding a matrix with zeros does not change its inverse.
+    Starts with Z = Aᵀ / (‖A‖₁ ‖A‖∞), and iterates Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4. Zero rows and
+    columns stay zero, so padding a matrix with zeros does not change its inverse.
     """
     column_BH11, row_BH11 = (a_BHLL.abs().sum(axis, keepdim=True).amax((-1, -2), keepdim=True) for axis in (-2, -1))
     norms_BH11 = column_BH11 * row_BH11

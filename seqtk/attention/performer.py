@@ -25,7 +25,7 @@ MAX_LOG_FEATURE = 64.0
 
 @dataclass(frozen=True)
 class PerformerConfig(KernelConfig):
-    """Softmax attention approximated by R random features: the weights of dot-product attention, O(T R D) time."""
+    """Softmax attention approximated by R random features: as many weights as dot-product attention, O(T R D) time."""
 
     features: int | None = setting(
         None, at_least=1, help="Random features of each head. null: E ln E for heads of width E."
@@ -40,12 +40,12 @@ class PerformerConfig(KernelConfig):
 
 @attentions.register("performer", PerformerConfig)
 class PerformerAttention(KernelAttention):
-    """φ(x) = exp(W x' - |x'|²/2) / √R, x' = x / E^¼, so that φ(q) · φ(k) is exp(q · k / √E) in expectation over W.
+    """Linear attention with random features: φ(q) · φ(k) is exp(q · k / √E) in expectation over the random matrix W.
 
-    Positive features: section 2.3. Orthogonal features: section 2.4; the rows of W (R × E, shared by the heads) are
-    Gaussian, and orthogonal within each block of E rows. W is a buffer, saved with the weights; no parameters besides
-    the projections. `kernel=relu`: φ(x) = relu(W x') + 0.001 (generalized attention, section 2.2). O(T R D) time,
-    O(T R H) memory.
+    The features are positive (section 2.3): φ(x) = exp(W x' - |x'|²/2) / √R, where x' = x / E^¼. The rows of W (R × E,
+    shared by the heads) are Gaussian, and orthogonal within each block of E rows (section 2.4). W is a buffer, saved
+    with the weights; no parameters besides the projections. `kernel=relu`: φ(x) = relu(W x') + 0.001 (generalized
+    attention, section 2.2). O(T R D) time, O(T R H) memory.
 
     Exponents are shifted to stay in range; the shifts cancel in the quotient, as there is no epsilon. A query's shift
     is its largest exponent. In ENCODER and CROSS, the keys have one shift per feature, the largest exponent among the
@@ -103,7 +103,7 @@ class PerformerAttention(KernelAttention):
 
 
 def log_features(x_BHTE: Tensor, projection_RE: Tensor, *, shift: Tensor | float = 0.0) -> Tensor:
-    """Returns ln φ(x) + ln √R - shift, BHTR, as one product of [x', -|x'|²/2 - shift] and [W, 1]."""
+    """Returns ln φ(x) + ln √R - shift, BHTR, computed as one product of [x', -|x'|²/2 - shift] and [W, 1]."""
     x_BHTE = x_BHTE * x_BHTE.shape[-1] ** -0.25
     with_norm = torch.cat([x_BHTE, -x_BHTE.square().sum(-1, keepdim=True) / 2 - shift], dim=-1)
     return product(with_norm, functional.pad(projection_RE.to(x_BHTE.dtype), (0, 1), value=1.0).T)

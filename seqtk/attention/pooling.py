@@ -20,12 +20,13 @@ from seqtk.utils.errors import UserError
 
 
 class PooledKeysAttention(QKVAttention):
-    """softmax(Q K'ᵀ / √E) V' per head, where K' and V' are pooled from windows of keys and values.
+    """Base class of attention to pooled keys K' and values V': softmax(Q K'ᵀ / √E) V' per head.
 
-    Window j holds the positions j · stride … j · stride + kernel - 1 of a row that exist. In a decoder, position t sees
-    a window whose last position is <= t (the paper does not specify this). No window is visible before the first
-    complete one, so if windows have more than one position, every position, in every role, also sees a learned null key
-    and value. A row that is all padding sees nothing. O(T S D / stride) time; a step is O(S / stride).
+    Each pooled key and value comes from a window of keys and values. Window j has the positions j · stride … j · stride
+    + kernel - 1 that exist in the row. In a decoder, position t sees the windows whose last position is at most t (the
+    paper does not specify this). No window is visible before the first complete one, so if windows have more than one
+    position, every position, in every role, also sees a learned null key and value. A row that is all padding sees
+    nothing. O(T S D / stride) time; a step is O(S / stride).
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -48,9 +49,9 @@ class PooledKeysAttention(QKVAttention):
         return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """Returns the null key and value, then one key and value per window, BHNE.
+        """Returns a dict of `key` and `value`, BHNE: the null key and value, then one key and value per window.
 
-        `exists` is a mask, BN, True for the windows that a row has. None: all rows have all windows.
+        The mask `exists`, BN, is True for the windows that a row has, or None if all rows have all windows.
         """
         length = key_BHSE.shape[2]
         is_full = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
@@ -81,8 +82,8 @@ class PooledKeysAttention(QKVAttention):
     def start_mix(self, batch: int) -> State:
         """Returns the state before the first position.
 
-        `key` and `value` hold the null key and value, then one per complete window. `keys` and `values` hold the
-        positions of the incomplete window.
+        `key` and `value` are the null key and value, followed by one key and value per complete window. `keys` and
+        `values` are the keys and values of the incomplete window.
         """
         none_BH0E = self.query.weight.new_zeros(batch, self.heads, 0, self.head_dim)
         key_BHNE, value_BHNE = self.with_null(none_BH0E, none_BH0E)
@@ -99,7 +100,7 @@ class PooledKeysAttention(QKVAttention):
         return y_BH1E, {"key": key_BHNE, "value": value_BHNE, "keys": keys_BHKE, "values": values_BHKE}
 
     def windows(self, x_BHSE: Tensor, *, fill: float) -> Tensor:
-        """Returns x_BHNKE, the windows that begin before the end of the input, padded with `fill` after it."""
+        """Returns x_BHNKE, the windows that begin within the input. Positions beyond its end contain `fill`."""
         missing = (-(-x_BHSE.shape[2] // self.stride) - 1) * self.stride + self.kernel - x_BHSE.shape[2]
         if missing:
             x_BHSE = functional.pad(x_BHSE, (0, 0, 0, missing), value=fill)
@@ -132,10 +133,10 @@ class MemoryCompressedConfig(QKVConfig):
 
 @attentions.register("memory_compressed", MemoryCompressedConfig)
 class MemoryCompressedAttention(PooledKeysAttention):
-    """softmax(Q conv(K)ᵀ / √E) conv(V) per head (section 4.2.3), with a convolution per head.
+    """Attention to keys and values reduced by strided convolutions: softmax(Q conv(K)ᵀ / √E) conv(V) (section 4.2.3).
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias), 2 (D E r + D) of the convolutions (without D if bias=False), where r is
-    `compression`, and 2 D of the null key and value if r > 1.
+    Each head has separate convolutions. Parameters: 2 D² + 2 M D (+ 4 D bias), 2 (D E r + D) of the convolutions
+    (without D if bias=False), where r is `compression`, and 2 D of the null key and value if r > 1.
     """
 
     def window(self) -> tuple[int, int]:
@@ -156,10 +157,10 @@ class PooledConfig(QKVConfig):
 
 @attentions.register("pooled", PooledConfig)
 class PooledAttention(PooledKeysAttention):
-    """softmax(Q pool(K)ᵀ / √E) pool(V) per head, where pool is the mean or, per feature, the maximum of a window.
+    """Attention to pooled keys and values: softmax(Q pool(K)ᵀ / √E) pool(V) per head.
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 D of the null key and value if kernel > 1. With windows of one position
-    it equals softmax attention.
+    The pool of a window is the mean or, per feature, the maximum of its positions. Parameters: 2 D² + 2 M D (+ 4 D
+    bias), and 2 D of the null key and value if kernel > 1. With windows of one position it equals softmax attention.
     """
 
     def window(self) -> tuple[int, int]:
@@ -176,26 +177,29 @@ class PooledAttention(PooledKeysAttention):
 
 
 class Pool(nn.Module):
-    """Pools the real positions of a window into one vector. A window without real positions gives a finite vector."""
+    """Base class: pools the real positions of a window into one vector.
+
+    A window without real positions gives a finite vector.
+    """
 
     def fill(self, x: Tensor) -> float:
         """Returns the value for positions of a window that are padding or beyond the input."""
         return 0.0
 
     def forward(self, x_BHNKE: Tensor, real_B1NK1: Tensor | None) -> Tensor:
-        """Returns pooled_BHNE. `real_B1NK1` is True at real positions. None: all positions are real."""
+        """Returns pooled_BHNE. `real_B1NK1` is True at real positions, or None if all positions are real."""
         raise NotImplementedError
 
 
 class MeanPool(Pool):
-    """The mean of the real positions."""
+    """Pools a window into the mean of its real positions."""
 
     def forward(self, x_BHNKE: Tensor, real_B1NK1: Tensor | None) -> Tensor:
         return x_BHNKE.mean(-2) if real_B1NK1 is None else x_BHNKE.sum(-2) / real_B1NK1.sum(-2).clamp(min=1)
 
 
 class MaxPool(Pool):
-    """The maximum of each feature over the real positions."""
+    """Pools a window into the maximum of each feature over its real positions."""
 
     def fill(self, x: Tensor) -> float:
         return torch.finfo(x.dtype).min
@@ -206,7 +210,7 @@ class MaxPool(Pool):
 
 
 class ConvolutionPool(Pool):
-    """A linear map of the window in each head: H K E² (+ H E bias) weights."""
+    """Pools a window with a linear map of all its positions in each head: H K E² (+ H E bias) weights."""
 
     def __init__(self, heads: int, head_dim: int, *, kernel: int, bias: bool) -> None:
         super().__init__()

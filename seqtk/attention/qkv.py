@@ -65,7 +65,7 @@ class HeadedAttention(Attention):
         return xavier_linear(input_dim, output_dim or self.dim, bias=self.config.bias, gain=gain)
 
     def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
-        """Adds `query`, `key`, `value` and `out` (the identity without `out_projection`).
+        """Adds the projections `query`, `key`, `value` and `out`. `out` is the identity if `out_projection` is False.
 
         In cross-attention, keys and values come from the memory. `query`, `key` and `value` are initialized as the
         parts of one Xavier-uniform matrix.
@@ -97,7 +97,10 @@ class HeadedAttention(Attention):
 
 
 class QKVAttention(HeadedAttention):
-    """out(mix(query(x), key(source), value(source))), where the source is x, or the memory in cross-attention."""
+    """Base class of layers with queries, keys and values: out(mix(query(x), key(source), value(source))).
+
+    The source is x, or the memory in cross-attention.
+    """
 
     is_wide_on_cpu: bool = False
     """True if `mix` computes in float32 on a CPU. Queries, keys and values are then converted together."""
@@ -124,7 +127,7 @@ class QKVAttention(HeadedAttention):
         raise NotImplementedError
 
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns (y_BH1E, new state) for the next position. The first state comes from `start_mix`. Causal only."""
+        """Returns (y_BH1E, new state) for the next position of a causal layer. `start_mix` returns the first state."""
         state = cache.remember(state, key=key_BH1E, value=value_BH1E)
         key_BHSE, value_BHSE = (torch.cat(cache.segments(state, name), dim=2) for name in ("key", "value"))
         return self.mix(query_BH1E, key_BHSE, value_BHSE, pad_BS=None), state
@@ -142,23 +145,23 @@ class QKVAttention(HeadedAttention):
         return self.mix(query_BHTE, memory["key"], memory["value"], pad_BS=memory["pad"])
 
     def queries(self, x_BTD: Tensor) -> Tensor:
-        """Returns query_BHTE."""
+        """Projects x, and returns the heads of the queries, query_BHTE."""
         return self.query_heads(self.query(x_BTD))
 
     def keys(self, x_BSM: Tensor) -> Tensor:
-        """Returns key_BHSE."""
+        """Projects x, and returns the heads of the keys, key_BHSE."""
         return self.key_heads(self.key(x_BSM))
 
     def values(self, x_BSM: Tensor) -> Tensor:
-        """Returns value_BHSE."""
+        """Projects x, and returns the heads of the values, value_BHSE."""
         return self.split(self.value(x_BSM))
 
     def query_heads(self, query_BTD: Tensor) -> Tensor:
-        """Returns query_BHTE from the projected queries."""
+        """Splits the projected queries into heads, query_BHTE."""
         return self.split(query_BTD)
 
     def key_heads(self, key_BSD: Tensor) -> Tensor:
-        """Returns key_BHSE from the projected keys."""
+        """Splits the projected keys into heads, key_BHSE."""
         return self.split(key_BSD)
 
     def joint_maps(self) -> list[tuple[Linear, ...]]:

@@ -42,24 +42,26 @@ class ReformerConfig(QKVConfig):
     )
     rounds: int = setting(4, at_least=1, help="Rounds of hashing. More rounds approximate full attention better.")
     redraw: bool = setting(
-        True, help="Draw new hash functions in each training pass. Evaluation uses those that are saved with the model."
+        True, help="Draw new hash functions in each training pass. Evaluation uses the functions saved with the model."
     )
 
 
 @attentions.register("reformer", ReformerConfig)
 class ReformerAttention(HeadedAttention):
-    """softmax(q_t · k_s / √E) v_s, k_s = q_s / |q_s|, over the positions s that any of R rounds of hashing finds.
+    """Attention to the positions that share a hash bucket with the query in any of R rounds of hashing.
 
-    Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
-    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` positions in this order, or in the
-    previous chunk (section 2). CAUSAL differs from the paper: t sees the last C positions of its bucket, itself
-    included. The paper's chunks would reveal the future, since their start depends on how many later positions fall
-    into lower buckets. t sees itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix
-    A). A pair counts in the first round that finds it, so a position sees the union of the rounds. Hashes are computed
-    in float32 or wider, so that rounding moves no position.
+        y_t = softmax(q_t · k_s / √E) v_s        k_s = q_s / |q_s|
 
-    Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory.
-    A step compares the new position with all earlier ones: O(t (R + D)).
+    Round r puts position t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts the positions by
+    bucket, then by position. ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` positions
+    in this order, or in the previous chunk (section 2). CAUSAL differs from the paper: t sees the last C positions of
+    its bucket, itself included. The paper's chunks would reveal the future, since their start depends on how many later
+    positions fall into lower buckets. t sees itself only if it sees no other position. The rounds are combined by their
+    logsumexp (appendix A). A pair counts in the first round that finds it, so a position sees the union of the rounds.
+    Hashes are computed in float32 or wider, so that rounding moves no position to a different bucket.
+
+    Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory. A step
+    compares the new position with all earlier ones: O(t (R + D)).
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -129,7 +131,7 @@ class ReformerAttention(HeadedAttention):
         return query_BTD, self.value(x_BTD).to(query_BTD.dtype)
 
     def _buckets(self, query_BHTE: Tensor, rotations_HREF: Tensor) -> Tensor:
-        """Returns bucket_BHRT of each position in each round."""
+        """Returns bucket_BHRT, the bucket of each position in each round."""
         with torch.autocast(query_BHTE.device.type, enabled=False), torch.no_grad():
             x_BHRTF = query_BHTE[:, :, None] @ rotations_HREF.to(query_BHTE.dtype)
             return torch.cat([x_BHRTF, -x_BHRTF], -1).argmax(-1)

@@ -35,13 +35,13 @@ class SimpleTronConfig(QKVConfig):
 
 @attentions.register("simpletron", SimpleTronConfig)
 class SimpleTron(HeadwiseAttention):
-    """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the number of visible keys.
+    """Attention without a softmax: Q (Kᵀ V) · c per head, where c = 1 / √(n E) for n visible keys.
 
     No softmax, no feature map, no denominator and no output projection. The paper has c = 1 / √n (`head_scale=false`),
-    the authors' code 1 / √(n E). Padding does not count in n. The paper has no causal and no cross form. In seqtk's
-    causal form, position t sums over s <= t and divides by √t, since a factor of the whole length would reveal the
-    future. Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is
-    O(D E).
+    the authors' code 1 / √(n E). Padding does not count in n. The paper has no causal form and no cross-attention. In
+    seqtk's causal form, position t sums over s <= t and divides by √t, since a factor of the whole length would reveal
+    the future. Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a
+    step is O(D E).
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS

@@ -33,23 +33,23 @@ class SinkhornConfig(QKVConfig):
 
 @attentions.register("sinkhorn", SinkhornConfig)
 class SinkhornAttention(HeadedAttention):
-    """softmax(Q [K; K̂]ᵀ / √E) [V; V̂] within blocks; K̂ and V̂ are keys and values sorted from other blocks.
+    """Attention to the query's block and to a sorted block: softmax(Q [K; K̂]ᵀ / √E) [V; V̂] in each block.
 
-    Sorting, per head: the logits of block i for each block j are a linear map of the sum of the positions of i (section
-    3.1). Divided by `temperature` and exponentiated, with Gumbel noise in training, columns and rows are alternately
-    normalized to sum 1, in log space, rows last (section 3.2): P. Block i gets K̂_i = Σ_j P_ij K_j, and V̂_i likewise
-    (section 3.3); one softmax covers both.
+    K̂ and V̂ are keys and values that a matrix P per head mixes from all blocks. The logits of P for block i and each
+    block j are a linear map of the sum of the inputs in block i (section 3.1). In training, Gumbel noise is added.
+    The logits are divided by `temperature` and exponentiated. Then columns and rows are alternately normalized to sum
+    1, in log space, rows last (section 3.2). Block i gets K̂_i = Σ_j P_ij K_j and V̂_i = Σ_j P_ij V_j (section 3.3).
 
-    The paper does not define a partly empty last block. In seqtk, the mean at each of the C positions is over the
-    blocks that have this position, and log(their share of P_i) is added to the logits, so one block for the whole row
-    is full attention.
+    The paper does not define the sorting of a last block that is not full. In seqtk, a sorted position is the mean,
+    weighted by P_ij, over the blocks j that have this position. The log of the sum of these P_ij is added to its logit,
+    so one block for the whole row is full attention.
 
     ENCODER only. The paper's causal form masks P before it is normalized, but columns are then normalized over later
     blocks, which reveals the future. Also, the only lower triangular matrix whose columns and rows sum to 1 is the
     identity, so a better normalized matrix sorts less.
 
-    Parameters: 4 D² + D H ceil(max_length / C) (+ 4 D + H ceil(max_length / C) bias). O(T C D + T (T / C) D) time,
-    O(T (C H + D) + (T / C)² H) memory.
+    Parameters: 4 D² + D H ceil(max_length / C) (+ 4 D + H ceil(max_length / C) bias). O(T C D + T (T / C) D) time, O(T
+    (C H + D) + (T / C)² H) memory.
     """
 
     roles = Role.ENCODER
@@ -96,7 +96,10 @@ class SinkhornAttention(HeadedAttention):
         return self.out(y_BTD.masked_fill(pad_BT[..., None], 0)), None
 
     def sorting(self, x_BTD: Tensor, real_BNC: Tensor) -> Tensor:
-        """Returns P_BHNN in float32 or wider. It is 0 for blocks that are all padding. `x` must be 0 at padding."""
+        """Returns the sorting matrices P_BHNN, in float32 or wider. They are 0 for blocks that are all padding.
+
+        `x` must be 0 at padding.
+        """
         batch, blocks, block = real_BNC.shape
         sums_BND = in_blocks(x_BTD.to(self.sort.weight.dtype), block).sum(2)
         logits_BNHN = self.sort(sums_BND).view(batch, blocks, self.heads, -1)[..., :blocks]
@@ -121,7 +124,7 @@ def sinkhorn(logits_BHNN: Tensor, present_BN: Tensor, *, iterations: int) -> Ten
 
 
 def _sorted(y_MHCE: Tensor, sorting_BHNN: Tensor, real_BNC: Tensor) -> Tensor:
-    """Returns Σ_j P_ij y_j over the real positions, MHCE."""
+    """Returns the sorted blocks Σ_j P_ij y_j, MHCE. The sums are over real positions."""
     batch, heads, blocks, _ = sorting_BHNN.shape
     y_MHCE = y_MHCE.masked_fill(~real_BNC.flatten(0, 1)[:, None, :, None], 0)
     y_BHNCE = y_MHCE.reshape(batch, blocks, heads, *y_MHCE.shape[2:]).transpose(1, 2)

@@ -43,7 +43,7 @@ class SoftmaxConfig(QKVConfig):
 
 @attentions.register("softmax", SoftmaxConfig)
 class SoftmaxAttention(QKVAttention):
-    """softmax(Q Kᵀ / √E + bias) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias).
+    """Dot-product attention: softmax(Q Kᵀ / √E + bias) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias).
 
     `kv_heads`: with K heads of keys and values, query head h reads head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv
     2305.13245; K = 1: Shazeer 2019, arXiv 1911.02150). There are 2 D² + 2 M E K (+ 2 D + 2 E K bias) parameters, and
@@ -110,11 +110,11 @@ class SoftmaxAttention(QKVAttention):
         return attend_last(query_BH1E, state, bias=bias), state
 
     def _uses_flex(self, device: torch.device) -> bool:
-        """Returns True if FlexAttention is used. Without CUDA, evaluation uses the fused kernel and training fails."""
+        """Returns True if FlexAttention is used. Without CUDA, training raises UserError, and evaluation uses SDPA."""
         if self.config.backend == "flex" and device.type != "cuda" and self.training:
             raise UserError(
-                f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward there.",
-                f"Train on CUDA, or set {self.slot}.backend=sdpa, which computes the same.",
+                f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward pass.",
+                f"Train on CUDA, or set {self.slot}.backend=sdpa, which gives the same results.",
             )
         return bool(self.config.backend == "flex") and device.type == "cuda"
 

@@ -36,10 +36,10 @@ class StridedSparseConfig(QKVConfig):
 
 @attentions.register("strided_sparse", StridedSparseConfig)
 class StridedSparseAttention(WindowAttention):
-    """softmax(Q Kᵀ / √E) V, where half the heads see near keys and the others a column of keys.
+    """Attention in which half the heads see near keys, and half see a column: every L-th key, where L is `stride`.
 
-    Column: (t - s) mod L = 0, L = `stride`. Near, CAUSAL: 0 <= t - s < L. Each head has one of the two patterns
-    (section 4.2, third way). The paper has no bidirectional form. In seqtk's, near keys have |t - s| <= L / 2 and a
+    Column: (t - s) mod L = 0. Near, CAUSAL: 0 <= t - s < L. Each head has one of the two patterns (section 4.2, third
+    way). The paper has no bidirectional form. In seqtk's bidirectional form, near keys have |t - s| <= L / 2 and a
     column is visible as a whole, so two layers still connect any two positions. Parameters: 4 D² (+ 4 D bias). O(T (L +
     T / L) D) time; O(T (L + T / L)) memory at most. A step costs O(L + t / L).
     """
@@ -97,7 +97,7 @@ def _columns(x_BT: Tensor, stride: int) -> Tensor:
 
 
 def _rows(x_MND: Tensor, stride: int) -> Tensor:
-    """Returns x_BTD, T = N L: the inverse of `_columns`."""
+    """Converts columns to rows, x_BTD with T = N L: the inverse of `_columns`."""
     return x_MND.view(-1, stride, *x_MND.shape[1:]).transpose(1, 2).flatten(1, 2)
 
 
@@ -111,14 +111,14 @@ class FixedSparseConfig(QKVConfig):
 
 @attentions.register("fixed_sparse", FixedSparseConfig)
 class FixedSparseAttention(WindowAttention):
-    """softmax(Q Kᵀ / √E) V over the keys of the query's block and the last c = `summary` positions of other blocks.
+    """Attention to the query's block and to the last c = `summary` positions of other blocks.
 
     CAUSAL: the past of the query's block of C = `block` positions, and s mod C >= C - c in every earlier block. Each
     head has both patterns (section 4.2, second way), since positions before the first summary would see nothing with
-    the second pattern alone. The paper has no bidirectional form. In seqtk's, a position sees its whole block and the
-    summaries of all other blocks. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T + c (T / C)²) D)
-    memory: the summaries are copied to each block. A step costs O(C + c t / C): the state holds the keys and values of
-    the block and of the summaries.
+    the second pattern alone. The paper has no bidirectional form. In seqtk's bidirectional form, a position sees its
+    whole block and the summaries of all other blocks. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T +
+    c (T / C)²) D) memory: the summaries are copied to each block. A step costs O(C + c t / C): the state holds the keys
+    and values of the block and of the summaries.
     """
 
     subquadratic = False

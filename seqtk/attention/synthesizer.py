@@ -37,18 +37,21 @@ class SynthesizerConfig(QKVConfig):
 
 
 class LogitSource(nn.Module):
-    """A source of logits. `config` has heads, bias, max_length and the settings of the source."""
+    """Base class of sources of logits. `config` has heads, bias, max_length and the settings of the source."""
 
     def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
-        """Returns the logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
+        """Returns a `LogitSpec` of the logits of queries x at the positions `rows` for the keys at 0 … `columns` - 1.
 
-        The logits must be linear in the first query tensor of the `LogitSpec`.
+        The logits are BHTS or 1HTS. They must be linear in the first query tensor of the `LogitSpec`.
         """
         raise NotImplementedError
 
 
 class SynthesizerAttention(Resizable, HeadedAttention):
-    """Base of all Synthesizers: values and output projection. Parameters: 2 D² (+ 2 D bias) + the source's."""
+    """Base class of all Synthesizers, with the value and output projections.
+
+    Parameters: 2 D² (+ 2 D bias), and the parameters of the source.
+    """
 
     roles = Role.ENCODER | Role.CAUSAL
 
@@ -97,12 +100,12 @@ class Synthesizer(SynthesizerAttention):
 
 
 class DenseLogits(LogitSource):
-    """W2 relu(W1 x + b1) + b2 per head (section 3.1). Parameters: D² + D L (+ D + H L bias).
+    """Logits that a perceptron per head predicts from the query: W2 relu(W1 x + b1) + b2 (section 3.1).
 
-    The paper's W1 keeps all D dimensions in each head, H (D² + D L) in total. Like the official code, seqtk projects to
-    the E dimensions of the head, which costs no more than the query projection it replaces. Unlike the official code,
-    which shares one E × L matrix among the heads, each head has its own W2, as in the paper. Weights are
-    Xavier-uniform, biases 0.
+    Parameters: D² + D L (+ D + H L bias). The paper's W1 keeps all D dimensions in each head, H (D² + D L) in total.
+    Like the official code, seqtk projects to the E dimensions of the head, which costs no more than the query
+    projection it replaces. Unlike the official code, which shares one E × L matrix among the heads, each head has its
+    own W2, as in the paper. Weights are Xavier-uniform, biases 0.
     """
 
     def __init__(self, config: Any, dim: int) -> None:
@@ -129,7 +132,7 @@ class SynthesizerDense(Synthesizer):
 
 
 class RandomLogits(LogitSource):
-    """A learned matrix per head, the same for every input (section 3.2). Parameters: H L².
+    """Logits that are a learned matrix per head, the same for every input (section 3.2). Parameters: H L².
 
     Initialized from N(0, 1 / L), so that attention is nearly uniform at first. With N(0, 1), a small model learns to
     reverse its input far more slowly.
@@ -157,7 +160,10 @@ class SynthesizerRandom(Synthesizer):
 
 
 class FixedRandomLogits(LogitSource):
-    """A matrix per head from N(0, 1), never trained but saved with the model (section 3.2). No parameters."""
+    """Logits that are a random matrix per head, never trained but saved with the model (section 3.2). No parameters.
+
+    The elements are from N(0, 1).
+    """
 
     matrix: Tensor
 
@@ -182,9 +188,10 @@ class SynthesizerFixedRandom(Synthesizer):
 
 
 class FactorizedDenseLogits(LogitSource):
-    """A query's logit for the key p b + q is A_p B_q; A and B are dense with a and b columns, a b >= L (section 3.1).
+    """Logits that are products of two predicted vectors A and B: the key p b + q has the logit A_p B_q (section 3.1).
 
-    b = `fine`, or ceil(√L), and a = ceil(L / b). Parameters: D² + D (a + b) (+ D + H (a + b) bias).
+    A and B are predicted as in `DenseLogits`, and have a and b elements, a b >= L. b = `fine`, or ceil(√L), and a =
+    ceil(L / b). Parameters: D² + D (a + b) (+ D + H (a + b) bias).
     """
 
     def __init__(self, config: Any, dim: int) -> None:
@@ -226,18 +233,24 @@ class SynthesizerFactorizedDense(Synthesizer):
 
 
 def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
-    """Returns (a, b) with a b >= length. b is `fine`, or near √length."""
+    """Returns the lengths (a, b) of two factors with a b >= length. b is `fine`, or √length rounded up by default."""
     b = math.isqrt(length - 1) + 1 if fine is None else fine
     return -(-length // b), b
 
 
 def keep_fine(config: Any, resized: Any) -> Any:
-    """Returns `resized` with the `fine` of `config`. It must not change, because key p b + q has the logit A_p B_q."""
+    """Returns a copy of `resized` with the factor length `fine` of `config`.
+
+    A different `fine`, which is b, would give the logit A_p B_q to a different key, p b + q.
+    """
     return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 
 class FactorizedRandomLogits(LogitSource):
-    """R1 R2ᵀ per head, of rank K (section 3.2). Parameters: 2 H L K. Initially each element has variance 1 / L."""
+    """Logits that are a learned matrix R1 R2ᵀ of rank K per head (section 3.2). Parameters: 2 H L K.
+
+    Initially each element has variance 1 / L.
+    """
 
     def __init__(self, config: Any, dim: int) -> None:
         super().__init__()
@@ -287,7 +300,7 @@ class HeadLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
 
     def forward(self, x_BHTE: Tensor, *, columns: int) -> LogitSpec:
-        """Returns a specification of the outputs as a matrix product, with a 1 appended to x for the bias."""
+        """Returns a `LogitSpec` of the outputs, a matrix product. A 1 is appended to x for the bias."""
         weight_HES = self.weight[..., :columns]
         if self.bias is not None:
             weight_HES = torch.cat([weight_HES, self.bias[..., :columns]], 1)

@@ -29,7 +29,7 @@ class TransformerXLConfig(QKVConfig):
         512, at_least=1, help="Number of earlier positions that each position sees, across segments."
     )
     evaluation_memory_length: int | None = setting(
-        None, at_least=1, help="memory_length in evaluation. null: memory_length."
+        None, at_least=1, help="memory_length in evaluation. null: the same as in training."
     )
     clamp_length: int | None = setting(
         None, at_least=1, help="Distances above this value count as this value. null: no limit."
@@ -38,15 +38,17 @@ class TransformerXLConfig(QKVConfig):
 
 @attentions.register("transformer_xl", TransformerXLConfig)
 class TransformerXLAttention(QKVAttention):
-    """softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s per head over 0 <= t - s <= `memory_length`.
+    """Attention with relative positions to a segment and the memory of earlier segments (section 3.3).
+
+        y_t = softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s per head    over 0 <= t - s <= memory_length
 
     R_d is the sinusoid of a distance, [sin(d ω_i) | cos(d ω_i)], ω_i = 10000^(-2i/D). W, u and v (a vector per head)
-    are learned in each layer (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
+    are learned in each layer. Parameters: 5 D² + 2 D (+ 4 D bias).
 
     The memory is the input of the layer at earlier positions, without a gradient; its keys and values are computed
-    again. Every position of a segment sees the same number of earlier positions (`same_length` in the
-    official code), so the segmentation does not change the outputs. Otherwise late positions of a segment would see
-    more than early ones. A step costs O(memory_length · D · H): the state holds the visible keys and values.
+    again. Every position of a segment sees the same number of earlier positions (`same_length` in the official code),
+    so the segmentation does not change the outputs. Otherwise late positions of a segment would see more than early
+    ones. A step costs O(memory_length · D · H): the state holds the visible keys and values.
     """
 
     roles = Role.CAUSAL
@@ -105,7 +107,7 @@ class TransformerXLAttention(QKVAttention):
         return attend(query_BH1E + self.content_bias, state["key"], state["value"], bias=bias_BH1S), state
 
     def _sinusoids(self, distance_N: Tensor, *, like: Tensor) -> Tensor:
-        """Returns the encodings R_ND of these distances, computed in float32 or wider."""
+        """Returns the sinusoids R_ND of the distances, computed in float32 or wider."""
         if self.config.clamp_length is not None:
             distance_N = distance_N.clamp(max=self.config.clamp_length)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -115,9 +117,9 @@ class TransformerXLAttention(QKVAttention):
 
 
 def _by_key(x_BHTN: Tensor) -> Tensor:
-    """Converts columns by distance, farthest first, to columns by key: shifts row t left by T - 1 - t (appendix B).
+    """Returns x_BHTS from x_BHTN, whose columns are distances, farthest first: shifts row t left by T - 1 - t.
 
-    The columns that enter from the right belong to keys after the query.
+    This is the shift of appendix B. The columns that enter from the right belong to keys after the query.
     """
     batch, heads, length, distances = x_BHTN.shape
     padded = functional.pad(x_BHTN, (1, 0)).view(batch, heads, distances + 1, length)

@@ -26,7 +26,7 @@ from seqtk.ops.tensors import to_fp32, without_autocast
 
 
 class WindowAttention(HeadwiseAttention):
-    """softmax(Q Kᵀ / √E) V over the keys in the window of each query. Parameters: 4 D² (+ 4 D bias)."""
+    """Base class of attention to a window of keys: softmax(Q Kᵀ / √E) V per head. Parameters: 4 D² (+ 4 D bias)."""
 
     roles = Role.ENCODER | Role.CAUSAL
     subquadratic = True
@@ -59,11 +59,11 @@ class LocalBlockConfig(QKVConfig):
 
 @attentions.register("local_block", LocalBlockConfig)
 class LocalBlockAttention(WindowAttention):
-    """softmax(Q Kᵀ / √E) V over the keys of the query's block, and of the block before it with `back`.
+    """Attention to the keys of the query's block and, with `back`, of the block before it.
 
     The local attention of Parmar et al. 2018, arXiv 1802.05751, section 3.3, in one dimension: each block of queries
-    has a block of keys that contains it. CAUSAL sees s <= t of them. Parameters: 4 D² (+ 4 D bias). A step costs
-    O(block): the state holds the keys and values of one block, or of two with `back`.
+    has a block of keys that contains it. CAUSAL: position t sees the keys s <= t of these blocks. Parameters: 4 D² (+ 4
+    D bias). A step costs O(block): the state holds the keys and values of one block, or of two with `back`.
     """
 
     def __init__(self, config: LocalBlockConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -89,7 +89,7 @@ class SlidingWindowConfig(QKVConfig):
 
 @attentions.register("sliding_window", SlidingWindowConfig)
 class SlidingWindowAttention(WindowAttention):
-    """softmax(Q Kᵀ / √E) V over the keys s near a query t.
+    """Attention to the keys s near a query t: softmax(Q Kᵀ / √E) V over a window.
 
     ENCODER: |t - s| <= ⌊window / 2⌋. CAUSAL: 0 <= t - s < window. Beltagy et al. 2020, arXiv 2004.05150, section 3.1,
     without dilation. Parameters: 4 D² (+ 4 D bias). A step costs O(window): the state holds that many keys and values.
@@ -120,11 +120,11 @@ class LongformerConfig(SlidingWindowConfig):
 class LongformerAttention(WindowAttention):
     """Sliding-window attention whose first G = `global_tokens` positions see all positions and are seen by all.
 
-    Position t >= G: softmax(q_t · k_s / √E) v_s over s in its window or s < G. Position t < G: the same over all s,
-    with other projections (`global_query`, `global_key`, `global_value`). Beltagy et al. 2020, arXiv 2004.05150,
-    section 3.1. The paper has no causal form. seqtk's restricts s to s <= t, so a global position sees only the global
-    positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window + G): the state holds the keys and
-    values of the window and of the global positions.
+    Position t >= G: softmax(q_t · k_s / √E) v_s over s in its window or s < G. Position t < G: the same formula over
+    all s, with separate projections (`global_query`, `global_key`, `global_value`). Beltagy et al. 2020, arXiv
+    2004.05150, section 3.1. The paper has no causal form. In seqtk's causal form, position t sees s <= t only, so a
+    global position sees only the global positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window +
+    G): the state holds the keys and values of the window and of the global positions.
     """
 
     def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -145,8 +145,9 @@ class LongformerAttention(WindowAttention):
     def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         """Returns the outputs of the global positions, y_BGD.
 
-        There are few of them, so keys and values need not be computed for all positions: q · (A x + a) = (Aᵀ q) · x + q
-        · a, and Σ w (B x + b) = B (Σ w x) + b Σ w. Computed in float32 or wider even under autocast, like `attend`.
+        There are few global positions, so keys and values need not be computed for all positions: q · (A x + a) = (Aᵀ
+        q) · x + q · a, and Σ w (B x + b) = B (Σ w x) + b Σ w. Computed in float32 or wider even under autocast, like
+        `attend`.
         """
         x_BGD = x_BTD[:, : self.global_tokens]
         x_BSD = x_BTD
@@ -205,5 +206,5 @@ def sliding_window(window: int, *, causal: bool) -> WindowSpec:
 
 
 def _product(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:
-    """Multiplies all heads of row b by matrix b, as a single product per row."""
+    """Multiplies all heads of each row of the batch by the row's matrix, in one product per row."""
     return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
