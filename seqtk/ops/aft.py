@@ -9,7 +9,8 @@ forward and backward. `accumulate_causal` takes half the work of a T × T matrix
 pass recomputes the rounds, so only its inputs and the scale are kept. `accumulate` is one matrix product. The naive
 form computes T × S × D exponentials.
 
-T length (or queries), S keys, D width, E = 2 D; leading dimensions are free. Padding has the key NEG_INF and value 0.
+T length (or queries), S keys, D width, E = 2 D, H half of a group of positions; before them any dimensions. Padding has
+the key NEG_INF and value 0.
 """
 
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
 
 
 class _Cumulative(torch.autograd.Function):
-    """Cumulative sums at the given scales. The backward pass runs the steps of the forward pass in reverse order."""
+    """Computes cumulative sums at given scales. The backward pass runs the steps of the forward pass in reverse."""
 
     @staticmethod
     def forward(ctx: Any, scale_TD: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
@@ -147,7 +148,7 @@ def _rounds(length: int) -> list[tuple[slice, slice]]:
 
 
 def accumulate(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> LogSumExpAccumulator:
-    """Returns the sums of each query over all keys as one matrix product; weights are in 0 … 1.
+    """Returns the weighted sums of each query over all keys, as one matrix product. The weights are in 0 … 1.
 
     The scale is the largest key. The result is exact unless that key has only weights below 1e-30 in some channel.
     """
@@ -169,10 +170,10 @@ def accumulate_causal(
 ) -> LogSumExpAccumulator:
     """Returns the weighted sums of each query over all keys up to its position. The weights are in 0 … 1.
 
-    `before` are sums over other keys, such as those of earlier blocks. They are added to the result.
+    `before` has the sums over other keys, such as the keys of earlier blocks. They are added to the result.
 
-    The scale is the largest key so far, so no later key influences it. In each round, a matrix product adds the earlier
-    half of each 2, 4, 8, … positions to the later half.
+    The scale is the largest key so far, so no later key influences it. Round n splits the positions into groups of 2^n.
+    In each group, a matrix product adds the keys of the earlier half to the sums of the later half.
     """
     if naive_mode():
         own = naive(weight_TT, LogSumExpAccumulator.of(key_TD, value_TD), causal=True)
@@ -197,7 +198,7 @@ def accumulate_causal(
 
 
 class _AccumulateCausal(torch.autograd.Function):
-    """`accumulate_causal` for 2^n positions. The backward pass recomputes the rounds.
+    """Computes `accumulate_causal` for 2^n positions. The backward pass recomputes the rounds.
 
     exp(key - scale of t) = exp(key - m) × exp(m - scale of t), where m is the largest key of the earlier half. Neither
     factor exceeds 1.
@@ -275,12 +276,12 @@ def _lower(x_TT: Tensor, size: int) -> Tensor:
 
 
 def _diagonal(x_TT: Tensor) -> Tensor:
-    """Returns a view of the diagonal as a column."""
+    """Returns a view of the diagonal of `x_TT` as a column."""
     return x_TT.diagonal(dim1=-2, dim2=-1)[..., None]
 
 
 def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Splits exp(key - scale) from an earlier half to its later half into two factors, neither of which overflows.
+    """Splits exp(key - scale), for keys of an earlier half and scales of its later half, into two factors <= 1.
 
     Returns:
         The `exponentials` of the earlier half, HE, at the scale of its last position, and the factor, HD, that converts

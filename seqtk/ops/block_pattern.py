@@ -55,7 +55,7 @@ class WindowSpec:
     farthest_ahead: int | None = None  # the largest s - t
 
     def sees(self, query_T1: Tensor, key_S: Tensor) -> Tensor:
-        """Returns seen_TS for queries and keys at these positions."""
+        """Returns seen_TS, True where a query at position t sees a key at position s."""
         blocks_back_TS = query_T1 // self.block - key_S // self.block
         seen_TS = (blocks_back_TS <= self.before) & (blocks_back_TS >= -self.after)
         if self.farthest_back is not None:
@@ -94,17 +94,17 @@ class WindowMask:
 
     @property
     def dense(self) -> Tensor:
-        """Returns the whole mask, BTT or 1TT."""
+        """The whole mask, BTT or 1TT, True where a query sees a key."""
         position_T = torch.arange(self.x_BTD.shape[1], device=self.x_BTD.device)
         seen_1TS = (self.window.sees(position_T[:, None], position_T) | (position_T < self.first))[None]
         return seen_1TS if self.pad_BT is None else seen_1TS & ~self.pad_BT[:, None]
 
     @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
-        """Returns (range of blocks, mask of its keys) pairs. The last F keys are the `first` positions.
+        """Pairs (range of blocks, mask of its keys). The last F keys are the `first` positions.
 
-        The mask is seen_BNCK, True where seen. Without padding it is bias_11CK, 0 or -inf, which the kernel need not
-        convert.
+        The mask is seen_BNCK, True where a query sees a key. Without padding it is bias_11CK, 0 or -inf, which the
+        kernel need not convert.
         """
         return [(blocks, self._of(blocks)) for blocks in self.window.runs(self.x_BTD.shape[1], first=self.first)]
 
@@ -128,7 +128,7 @@ class WindowMask:
 def naive(
     query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
 ) -> Tensor:
-    """Computes dot-product attention with a T × T mask."""
+    """Computes the attention of all queries with one T × T mask."""
     query_BHTE, key_BHTE, value_BHTE = (split_heads(x, head_dim) for x in (query_BTD, key_BTD, value_BTD))
     return join_heads(naive_attend(query_BHTE, key_BHTE, value_BHTE, bias=mask.dense[:, None], dropout=dropout))
 
@@ -136,7 +136,7 @@ def naive(
 def window_attention(
     query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
 ) -> Tensor:
-    """Returns y_BTD, the attention of each query over the keys that `mask` allows; D may cover some heads only."""
+    """Returns y_BTD, the attention of each query to the keys that `mask` allows. D may cover some heads only."""
     if naive_mode():
         return naive(query_BTD, key_BTD, value_BTD, mask, head_dim=head_dim, dropout=dropout)
     first = mask.first
@@ -166,7 +166,7 @@ def attend_in_blocks(
     head_dim: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Returns y_BTD, T = N C, the attention within each block. `seen_11CK` is a mask that all blocks share."""
+    """Returns y_BTD, T = N C, the attention within each block. The mask may be seen_11CK, the same for all blocks."""
     query_MHCE, key_MHKE, value_MHKE = (
         split_heads(x.flatten(0, 1), head_dim) for x in (query_BNCD, key_BNKD, value_BNKD)
     )

@@ -40,7 +40,7 @@ MIN_ROWS = 32
 
 
 class LogitTensors(NamedTuple):
-    """The tensors that logits are computed from. Each has four dimensions: B or 1 first, H second."""
+    """The tensors from which logits are computed. Each has four dimensions: B or 1 first, H second."""
 
     by_query: tuple[Tensor, ...] = ()  # ...TX
     by_key: tuple[Tensor, ...] = ()  # ...XS
@@ -51,7 +51,7 @@ class LogitTensors(NamedTuple):
         return self.by_query + self.by_key + self.by_both
 
     def like(self, flat: Iterable[Tensor]) -> "LogitTensors":
-        """Returns the tensors of `flat` in the same groups as these tensors."""
+        """Returns the tensors of `flat`, the output of `flat()`, in the same groups as the tensors of `self`."""
         others = iter(flat)
         return LogitTensors(*(tuple(itertools.islice(others, len(group))) for group in self))
 
@@ -61,9 +61,9 @@ Combine = Callable[[LogitTensors, int], Tensor]
 
 @dataclass(frozen=True)
 class LogitSpec:
-    """Tensors, and the function that computes logits from them.
+    """A specification of logits: tensors, and the function that computes the logits from them.
 
-    `combine(tensors, columns)` gives the logits, BHTS or 1HTS, of some queries for the keys 0 … `columns` - 1. It
+    `combine(tensors, columns)` returns the logits, BHTS or 1HTS, of some queries for the keys 0 … `columns` - 1. It
     receives only the rows of these queries and the columns of these keys.
     """
 
@@ -76,7 +76,10 @@ class LogitSpec:
         return self.combine(self.tensors._replace(by_both=by_both), columns)
 
     def scaled(self, weight: Tensor | float) -> "LogitSpec":
-        """Returns the logits times `weight`, which broadcasts to HTS. They must be linear in the first query tensor."""
+        """Returns a specification of the logits times `weight`, which broadcasts to HTS.
+
+        The logits must be a table, or linear in the first query tensor.
+        """
         if not self.is_table:
             first, *rest = self.tensors.by_query
             return LogitSpec(self.combine, self.tensors._replace(by_query=(first * weight, *rest)))
@@ -103,7 +106,7 @@ class LogitSpec:
 
 
 def table(tensors: LogitTensors, columns: int) -> Tensor:
-    """Returns the logits of a spec whose logits exist as a tensor. Used as `LogitSpec.combine`."""
+    """Returns logits that already exist as a tensor. Used as `LogitSpec.combine`."""
     return tensors.by_both[0]
 
 
@@ -112,7 +115,7 @@ def _scaled_table(tensors: LogitTensors, columns: int) -> Tensor:
 
 
 def sum_logits(terms: Sequence[LogitSpec]) -> LogitSpec:
-    """Returns a spec whose logits are the sum of the logits of `terms`."""
+    """Returns a specification of the sum of the logits of `terms`."""
     terms = sorted(terms, key=lambda term: -term.batch)
 
     def combine(tensors: LogitTensors, columns: int) -> Tensor:
@@ -140,7 +143,7 @@ def naive(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Computes the formula with all weights at once. The output is 0 for a query that sees no key."""
+    """Computes softmax(logits) V with all weights at once. The output is 0 for a query that sees no key."""
     length, dtype = value_BHSE.shape[2], torch.promote_types(value_BHSE.dtype, torch.float32)
     with torch.autocast(value_BHSE.device.type, enabled=False):
         logits_BHTS = spec.cast(dtype).logits(length)
@@ -210,7 +213,7 @@ def _in_blocks(
 
 
 def attention_mask(pad_BS: Tensor | None, *, causal: bool, length: int, device: torch.device) -> Tensor | None:
-    """Returns a mask of padding and the future, broadcastable to BHTS, True where seen. None: all is seen."""
+    """Returns a mask of padding and the future, broadcastable to BHTS, True where seen, or None if all is seen."""
     if causal and pad_BS is None:
         return causal_mask(length, device)[None, None]
     return padding_bias(pad_BS, causal_length=length if causal else None)
@@ -264,7 +267,7 @@ def _cached_future(length: int, device: torch.device) -> Tensor:
 def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor) -> bool:
     """Returns True if `_with_shared_logits` can be used and is faster.
 
-    It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronization.
+    It is faster on a CPU from about 64 positions on. On a CPU, reading a result back costs no synchronization.
     """
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on the value of a tensor
         return False
@@ -296,7 +299,7 @@ class _Block:
 
 
 def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
-    """Yields blocks of about `size` logits: as many queries as fit (causal: at most an eighth), then as many heads."""
+    """Yields blocks of about `size` logits: as many queries as fit (causal: at most 1/8 of all), then as many heads."""
     batch, heads, length = value_BHSE.shape[:3]
     most_rows = min(length, max(size // (batch * length), MIN_ROWS))
     if causal:
@@ -351,7 +354,7 @@ class _Plan:
         return logits_BHCS
 
     def bits(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor | None:
-        """Returns the random bits for the dropout of a block, equal in forward and backward. None: no dropout."""
+        """Returns the random bits for a block's dropout, the same in forward and backward, or None without dropout."""
         if not self.dropout:
             return None
         # torch's generator reads 32 bits of its seed, so the block numbers must be small.

@@ -31,12 +31,12 @@ def naive(cache: Cache, **new_1E: Tensor) -> Cache:
 
 
 def empty(*names: str) -> Cache:
-    """Returns an empty cache for tensors of these names."""
+    """Returns an empty cache for tensors with the given names."""
     return dict.fromkeys([*names, *map(_past, names)])
 
 
 def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
-    """Appends new positions to the kept ones, along the last dimension but one. None: there are no kept positions."""
+    """Appends new positions to the tensor `kept_SE`, or returns only the new positions if it is None."""
     return new_SE if kept_SE is None else torch.cat([kept_SE, new_SE], dim=-2)
 
 
@@ -61,12 +61,12 @@ def segments(cache: Cache, name: str) -> list[Tensor]:
 
 
 def length(cache: Cache, name: str) -> int:
-    """Returns the number of positions so far."""
+    """Returns the number of cached positions."""
     return sum(segment.shape[-2] for segment in segments(cache, name))
 
 
 def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
-    """Returns one tensor with every `stride`-th position from `first` on."""
+    """Returns every `stride`-th cached position from position `first` on, as one tensor."""
     pieces, start = [], 0
     for segment in segments(cache, name):
         offset = first - start if first > start else (first - start) % stride
@@ -76,9 +76,9 @@ def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
 
 
 def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> Tensor:
-    """Computes the logits Q Kᵀ · scale (None: 1 / √E), BH1S, of one query per row; `key` may have fewer heads.
+    """Computes the logits Q Kᵀ · scale, BH1S, of one query per row for the cached keys. Keys may have fewer heads.
 
-    Computed in float32 or wider even under autocast, as in `dot_product.attend`.
+    `scale` defaults to 1 / √E. Computed in float32 or wider even under autocast, as in `dot_product.attend`.
     """
     batch, heads, _, width = query_BH1E.shape
     keys = segments(cache, "key")
@@ -92,8 +92,8 @@ def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> 
 def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor:
     """Returns the means of the cached values, weighted by softmax(logits), as a tensor of shape BH1E.
 
-    `name` is the name of the values in the cache. They may have fewer heads than the logits. Logits of shape 1H1S are
-    for all rows. The sum is computed in float32 or wider even under autocast. The result has the dtype of the values.
+    `name` is the name of the values in the cache. They may have fewer heads than the logits. Logits of shape 1H1S apply
+    to all rows. The sum is computed in float32 or wider even under autocast. The result has the dtype of the values.
     """
     values = segments(cache, name)
     heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]
@@ -105,7 +105,7 @@ def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
-    """Returns the weighted sum of the values over all positions. `values` are the tensors that together hold them."""
+    """Returns the weighted sum of the values over all positions. `values` lists one or two tensors of positions."""
     pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
     products = [  # expand the weights; otherwise torch copies the values to form one product of all rows
         piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)

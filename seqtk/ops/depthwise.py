@@ -15,7 +15,7 @@ from seqtk.ops.dispatch import naive_mode
 
 
 def naive(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: int = 1) -> Tensor:
-    """Computes the sum over taps of shifted copies of the input."""
+    """Computes the convolution as a sum of shifted copies of the input, one per tap."""
     heads, taps = kernel_HK.shape
     kernel_DK = kernel_HK.to(x_BTD.dtype).repeat_interleave(x_BTD.shape[2] // heads, dim=0)
     padded_BTD = functional.pad(x_BTD, (0, 0, before, after))
@@ -24,7 +24,7 @@ def naive(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: 
 
 
 def depthwise(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: int = 1) -> Tensor:
-    """Returns y_BND, with `before` zeros padded at the start and `after` at the end."""
+    """Returns y_BND, the convolution of x after padding with `before` zeros at the start and `after` at the end."""
     if naive_mode():
         return naive(x_BTD, kernel_HK, before=before, after=after, stride=stride)
     width = x_BTD.shape[2] // len(kernel_HK)

@@ -1,4 +1,4 @@
-"""Selects the form of an operation that runs.
+"""Selects whether an operation runs its naive or its fast form.
 
 Every file of `seqtk.ops` has a function `naive` next to the fast form: the formula in a few lines of plain torch, which
 autograd differentiates. The public function of the file chooses, in this order:
@@ -24,9 +24,10 @@ def naive_mode() -> bool:
 
 @contextlib.contextmanager
 def naive_ops(enabled: bool = True) -> Iterator[None]:
-    """Context manager in which operations run their naive forms (`enabled=False`: fast), whatever `SEQTK_NAIVE` is.
+    """Context manager in which operations run their naive forms, or their fast forms with `enabled=False`.
 
-    The setting applies to the whole process, not to one thread. The backward pass of a fast form stays fast.
+    It overrides `SEQTK_NAIVE`. It applies to the whole process, not to one thread. The backward pass of a fast form
+    stays fast.
     """
     global _naive
     before, _naive = _naive, enabled

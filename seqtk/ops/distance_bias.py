@@ -43,7 +43,7 @@ def pairwise_bias(bias_of: BiasOf, length: int, *, causal: bool, device: torch.d
 def alibi_slopes(heads: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns slope_H = 2^(-8 i / p), i = 1 … p, for p heads, p a power of two.
 
-    For other numbers of heads, p is the next smaller power of two, and the remaining heads take every second of the 2 p
+    For other numbers of heads, p is the next smaller power of two, and the remaining heads have every second of the 2 p
     slopes, starting with the first (as in the authors' code).
     """
     p = 1 << (heads.bit_length() - 1)
@@ -53,11 +53,11 @@ def alibi_slopes(heads: int, *, device: torch.device | None = None, dtype: torch
 
 
 def bucket_starts(buckets: int, max_distance: int) -> list[int]:
-    """Returns the smallest distance of each of T5's buckets except the first, which holds distance 0.
+    """Returns the smallest distance of each of T5's buckets except the first, which contains distance 0.
 
-    Half of the buckets hold one distance each. The starts of the other m buckets grow geometrically up to
-    `max_distance`: start k is m (max_distance / m)^(k / m). The last bucket also holds all larger distances. Computed
-    in integers, because a float32 logarithm rounds.
+    Half of the buckets contain one distance each. The starts of the other m buckets grow geometrically up to
+    `max_distance`: start k is m (max_distance / m)^(k / m). The last bucket also contains all larger distances.
+    Computed in integers, because a float32 logarithm rounds.
     """
     m = buckets // 2
     starts = list(range(1, m + 1))

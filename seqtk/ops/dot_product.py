@@ -1,10 +1,10 @@
 """Dot-product attention, softmax(Q Kᵀ / √E + bias) V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), and masks.
 
-Where it runs: `attend` calls torch's scaled_dot_product_attention, which picks a fused kernel on every device. On a CPU
-it has none with dropout, so that long inputs use `seqtk.ops.dropout_attention`.
-`seqtk.ops.flex` computes the same with FlexAttention.
+Where it runs: `attend` calls torch's scaled_dot_product_attention, which selects a fused kernel on every device. On a
+CPU, torch has no fused kernel with dropout, so long inputs use `seqtk.ops.dropout_attention`. `seqtk.ops.flex` computes
+the same attention with FlexAttention.
 
-Keys and values may have fewer heads: K divides H, and query head h reads head ⌊h K / H⌋ of them.
+Keys and values may have fewer heads: K divides H, and query head h reads their head ⌊h K / H⌋.
 
 B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
 """
@@ -29,7 +29,7 @@ def naive(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """Computes the formula with all weights at once. The output is 0 for a query that sees no key."""
+    """Computes the attention from all T × S weights at once. The output is 0 for a query that sees no key."""
     group = query_BHTE.shape[1] // key_BKSE.shape[1]
     key_BHSE, value_BHSE = (to_fp32(x).repeat_interleave(group, 1) for x in (key_BKSE, value_BKSE))
     scale = query_BHTE.shape[-1] ** -0.5 if scale is None else scale
@@ -102,7 +102,7 @@ def attend_last(query_BH1E: Tensor, state: cache.Cache, *, bias: Tensor | None =
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:
-    """Returns the mask of padding and the future, broadcastable to BHTS, True where seen. None without padding."""
+    """Returns the mask of padding and the future, broadcastable to BHTS, True where seen, or None without padding."""
     if pad_BS is None:
         return None
     seen = ~pad_BS[:, None, None, :]
@@ -110,7 +110,7 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
 
 
 def additive_padding(pad_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Returns the mask of padding to add to logits, B11S: -inf at padding, else 0. None without padding.
+    """Returns the mask of padding to add to logits, B11S: -inf at padding, else 0. Returns None without padding.
 
     With a boolean mask, `attend` would compute this tensor again in each layer. All layers of a model share this one.
     """

@@ -128,7 +128,7 @@ class _Plan:
 
 
 class _InBlocks(torch.autograd.Function):
-    """Computes `attend` from scaled queries and values and a finite bias."""
+    """Computes `attend` block by block. Queries and values must be scaled, and the bias must be finite."""
 
     @staticmethod
     def forward(
@@ -174,12 +174,12 @@ class _InBlocks(torch.autograd.Function):
 
 
 def _slices(length: int, size: int) -> list[slice]:
-    """Returns slices of at most `size` that cover `length`."""
+    """Returns slices of at most `size` positions that cover 0 … `length` - 1."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _flat(x_BHTE: Tensor) -> Tensor:
-    """Returns a view x_NTE."""
+    """Returns a view x_NTE, in which rows and heads are one dimension."""
     return x_BHTE.view(-1, *x_BHTE.shape[2:])
 
 
@@ -189,5 +189,5 @@ def _lowest(x: Tensor) -> float:
 
 
 def _future(queries: slice, keys: slice) -> Tensor:
-    """Returns a mask, CS, True where a key is later than the query."""
+    """Returns a mask, CS, True where the position of a key is later than the position of the query."""
     return torch.arange(keys.stop) > torch.arange(queries.start, queries.stop)[:, None]

@@ -29,7 +29,10 @@ def naive(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) ->
 
 
 def damped_average(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
-    """Returns y_BTD; `log_decay` is the logarithm of decay_n. Call it without autocast, in float32 or wider."""
+    """Returns the moving averages y_BTD. `log_decay_DN` is the logarithm of decay_n.
+
+    The inputs must be in float32 or wider, and autocast must be off.
+    """
     if naive_mode():
         return naive(x_BTD, log_decay_DN, in_DN, out_DN)
     length = x_BTD.shape[1]
@@ -49,7 +52,10 @@ def damped_average(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: T
 
 
 def _across_chunks(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
-    """Computes h_m = left_m + decay · h_{m-1} over M chunks in log2 M rounds; each round doubles the distance."""
+    """Returns the states h_m = left_m + decay · h_{m-1} at the ends of M chunks, computed in log2 M rounds.
+
+    Each round doubles the distance over which states are combined.
+    """
     reach = 1
     while reach < left_BMDN.shape[1]:
         earlier_BMDN = functional.pad(left_BMDN[:, :-reach], (0, 0, 0, 0, reach, 0))

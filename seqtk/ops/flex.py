@@ -1,6 +1,6 @@
-"""Dot-product attention on torch's FlexAttention; `seqtk.ops.dot_product.naive` is its plain form.
+"""Dot-product attention on torch's FlexAttention; `seqtk.ops.dot_product.naive` is its naive form.
 
-Where it runs: on CUDA alone. Masks and biases are functions of (batch, head, query, key), never T × S tensors, and
+Where it runs: on CUDA only. Masks and biases are functions of (batch, head, query, key), never T × S tensors, and
 blocks that no query sees are skipped. FlexAttention has no backward pass on a CPU (torch 2.13).
 
 B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
@@ -51,7 +51,7 @@ def attend_flex(
 
 
 def flex_mask(pad_BS: Tensor | None, *, causal: bool) -> Mask | None:
-    """Returns the mask of padding and the future for `attend_flex`; None if everything is seen."""
+    """Returns the mask of padding and the future for `attend_flex`, or None if every query sees every key."""
     if pad_BS is None:
         return (lambda b, h, t, s: t >= s) if causal else None
     if causal:

@@ -57,11 +57,11 @@ def checkpoint_over_heads(
     extra_params: Sequence[Tensor] = (),
     is_random: bool = False,
 ) -> Tensor:
-    """Returns y_BTD, `function` applied to all heads, a few at a time if a source has MIN_LENGTH positions.
+    """Returns y_BTD, the output of `function` for all heads. Long inputs are computed for a few heads at a time.
 
-    Sources are projections or tensors x_BTD; lengths and widths may differ. `extra_params` lists every other tensor
-    that the function reads and that requires a gradient. `is_random` means that a second call would give a
-    different result; then all heads are computed at once without checkpointing.
+    Inputs are long from MIN_LENGTH positions on. Sources are projections or tensors x_BTD; lengths and widths may
+    differ. `extra_params` lists every other tensor that the function reads and that requires a gradient. `is_random`
+    means that a second call would give a different result; then all heads are computed at once without checkpointing.
     """
     given = [source if isinstance(source, LazyProjection) else LazyProjection(source, None) for source in sources]
     is_short = max(x_BTI.shape[1] for x_BTI, _ in given) < MIN_LENGTH
@@ -69,7 +69,7 @@ def checkpoint_over_heads(
         return naive(function, *given, heads=heads)
     tensors: list[Tensor] = []
 
-    def place(tensor: Tensor | None) -> int | None:
+    def index_of(tensor: Tensor | None) -> int | None:
         """Returns the index of `tensor` in the list of distinct tensors, so that each has one gradient."""
         if tensor is None:
             return None
@@ -82,7 +82,7 @@ def checkpoint_over_heads(
     plan = []
     for x_BTI, linear in given:
         weight, bias = (None, None) if linear is None else (linear.weight, linear.bias)
-        plan.append((place(x_BTI), place(weight), place(bias)))
+        plan.append((index_of(x_BTI), index_of(weight), index_of(bias)))
     work = _Work(function, heads, _head_slices(given, heads), plan, extra_params)
     y_BTD: Tensor = _CheckpointOverHeads.apply(work, *tensors, *extra_params)  # type: ignore[no-untyped-call]
     return y_BTD
@@ -96,14 +96,14 @@ def _head_slices(given: Sequence[LazyProjection], heads: int) -> list[slice]:
     return [slice(first, min(first + size, heads)) for first in range(0, heads, size)]
 
 
-def _of(x: Tensor, head_slice: slice, heads: int, *, dim: int = -1) -> Tensor:
-    """Returns a view of the heads in `head_slice`."""
+def _heads_of(x: Tensor, head_slice: slice, heads: int, *, dim: int = -1) -> Tensor:
+    """Returns a view of the part of `x` that belongs to the heads in `head_slice`."""
     width = x.shape[dim] // heads
     return x.narrow(dim, head_slice.start * width, (head_slice.stop - head_slice.start) * width)
 
 
 class _Work(NamedTuple):
-    """The arguments of `_CheckpointOverHeads` that have no gradient: the function, and its use of each tensor."""
+    """The arguments of `_CheckpointOverHeads` without a gradient: the function, and which tensors each source uses."""
 
     function: OfHeads
     heads: int
@@ -113,7 +113,7 @@ class _Work(NamedTuple):
     extra_params: Sequence[Tensor]
 
     def cast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the inputs and weights of projections in autocast's dtype."""
+        """Returns the tensors, with the inputs and weights of projections converted to autocast's dtype."""
         device = tensors[0].device.type
         if not torch.is_autocast_enabled(device):
             return list(tensors)
@@ -128,10 +128,12 @@ class _Work(NamedTuple):
         made = []
         for x, weight, bias in self.plan:
             if weight is None:
-                made.append(_of(tensors[x], head_slice, self.heads))
+                made.append(_heads_of(tensors[x], head_slice, self.heads))
             else:
-                bias_D = None if bias is None else _of(tensors[bias], head_slice, self.heads)
-                made.append(functional.linear(tensors[x], _of(tensors[weight], head_slice, self.heads, dim=0), bias_D))
+                bias_D = None if bias is None else _heads_of(tensors[bias], head_slice, self.heads)
+                made.append(
+                    functional.linear(tensors[x], _heads_of(tensors[weight], head_slice, self.heads, dim=0), bias_D)
+                )
         return made
 
     def add_gradients(
@@ -142,17 +144,17 @@ class _Work(NamedTuple):
             x_grad = grads[x]
             if weight is None:
                 if x_grad is not None:
-                    _of(x_grad, head_slice, self.heads).add_(new)
+                    _heads_of(x_grad, head_slice, self.heads).add_(new)
                 continue
             rows = new.flatten(0, -2)
             if x_grad is not None:
-                weight_part = _of(tensors[weight], head_slice, self.heads, dim=0)
+                weight_part = _heads_of(tensors[weight], head_slice, self.heads, dim=0)
                 flat = x_grad.view(-1, x_grad.shape[-1])
                 flat.addmm_(rows, weight_part) if flat.dtype == rows.dtype else flat.add_(rows @ weight_part)
             if (weight_grad := grads[weight]) is not None:
-                _of(weight_grad, head_slice, self.heads, dim=0).add_(rows.T @ tensors[x].flatten(0, -2))
+                _heads_of(weight_grad, head_slice, self.heads, dim=0).add_(rows.T @ tensors[x].flatten(0, -2))
             if bias is not None and (bias_grad := grads[bias]) is not None:
-                _of(bias_grad, head_slice, self.heads).add_(rows.sum(0))
+                _heads_of(bias_grad, head_slice, self.heads).add_(rows.sum(0))
 
 
 class _CheckpointOverHeads(torch.autograd.Function):
@@ -170,7 +172,7 @@ class _CheckpointOverHeads(torch.autograd.Function):
                 y_BTD = y_BTd.new_empty(
                     *y_BTd.shape[:-1], y_BTd.shape[-1] // (head_slice.stop - head_slice.start) * work.heads
                 )
-            _of(y_BTD, head_slice, work.heads).copy_(y_BTd)
+            _heads_of(y_BTD, head_slice, work.heads).copy_(y_BTd)
         assert y_BTD is not None
         return y_BTD
 
@@ -191,7 +193,7 @@ class _CheckpointOverHeads(torch.autograd.Function):
                     y_BTd = work.function(head_slice, *sources)
                 wanted = [*sources, *(x for x, _ in shared)]
                 found = torch.autograd.grad(
-                    y_BTd, wanted, _of(grad_BTD, head_slice, work.heads), materialize_grads=True
+                    y_BTd, wanted, _heads_of(grad_BTD, head_slice, work.heads), materialize_grads=True
                 )
                 del y_BTd, wanted
                 with torch.autocast(device, enabled=False):

@@ -4,11 +4,11 @@ With p = softmax(x Wᵀ) and smoothing ε, the loss of a position is (1 - ε - �
 p_v: the V - 1 other tokens share ε, as in fairseq. Positions that do not count, such as padding, add nothing.
 
 Where it runs: the chunked form runs on every device. The N × V logits and their gradients are the largest tensors of a
-training step. The chunked form holds CHUNK_LOGITS of them at a time. It computes both gradients in the forward pass, so
-it computes the logits once, not twice as recomputation would. A CPU computes only the positions that count. On other
-devices, selecting these positions would wait for the device to return their number, so the losses of all other
-positions are multiplied by 0 instead. torch.compile treats the operation as a single operator, so that the numbers of
-chunks and of positions are not constants of the compiled code.
+training step. The chunked form has about CHUNK_LOGITS logits in memory at a time. It computes both gradients in the
+forward pass, so it computes the logits once, not twice as recomputation would. A CPU computes only the positions that
+count. On other devices, selecting these positions would wait for the device to return their number, so the losses of
+all other positions are multiplied by 0 instead. torch.compile treats the operation as a single operator, so that the
+numbers of chunks and of positions are not constants of the compiled code.
 
 N positions, D width, V vocabulary, C positions in a chunk.
 """
@@ -35,7 +35,7 @@ def naive(
     counted_N: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Computes the formula with all logits at once."""
+    """Computes both losses from all logits at once."""
     if counted_N is not None:
         features_ND, target_N = features_ND[counted_N], target_N[counted_N]
     logits_NV = functional.linear(features_ND, weight_VD)
@@ -60,12 +60,12 @@ def linear_cross_entropy(
     The logits have autocast's dtype; the sums are in float32 or wider. It supports first derivatives only.
 
     Args:
-        features_ND: x.
-        weight_VD: W.
+        features_ND: The features x.
+        weight_VD: The weight matrix W.
         target_N: The target of each position. At positions that do not count, it may have any value.
-        counted_N: False at positions that do not count. None: all count.
+        counted_N: False at positions that do not count. By default, all positions count.
         few_counted: True if most positions do not count. Then a GPU also skips them, although it must synchronize.
-        label_smoothing: ε.
+        label_smoothing: The smoothing ε.
     """
     if naive_mode():
         return naive(features_ND, weight_VD, target_N, counted_N=counted_N, label_smoothing=label_smoothing)
@@ -177,12 +177,12 @@ def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _scaled(grad: Tensor | None, grad_total: Tensor) -> Tensor | None:
-    """Returns the product, computed in float32 or wider; autograd converts it to the dtype of the input."""
+    """Returns `grad` times `grad_total` in float32 or wider; autograd converts it to the dtype of the input."""
     return None if grad is None else to_fp32(grad) * grad_total
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """`_losses_and_gradients` for autograd."""
+    """Returns the losses of `_losses_and_gradients`, and stores its gradients for the backward pass."""
 
     @staticmethod
     def forward(
@@ -212,7 +212,7 @@ def _operator(
     need_features: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_losses_and_gradients` for torch.compile. A gradient that is not needed is an empty tensor."""
+    """Computes `_losses_and_gradients` as one operator for torch.compile. Unneeded gradients are empty tensors."""
     total, nll, *grads = _losses_and_gradients(
         features_ND, weight_VD, target_N, counted_N, label_smoothing, dtype, selects, need_features, need_weight
     )

@@ -9,7 +9,7 @@ denominator, from which the backward pass computes each weight again. On a CPU i
 a time, on other devices all logits of a round. The naive form compares all pairs of a sequence.
 
 X rows: the positions of all heads and sequences; B batch, T length, H heads, E width of a head; R rounds. For a group
-of chunks: N chunks of C places, P places in all, W places including the preceding chunk, K keys that a chunk sees.
+of chunks: N chunks of C rows, P = N C rows, W rows including the chunk before them, K keys that a chunk sees.
 """
 
 import math
@@ -33,7 +33,7 @@ CHUNK_LOGITS = {"cpu": 2**19}
 
 
 class Chunks(NamedTuple):
-    """Consecutive chunks of one round."""
+    """Consecutive chunks of one round of hashing: the rows of their queries and keys."""
 
     query_P: Tensor  # rows
     key_W: Tensor  # rows
@@ -75,7 +75,7 @@ class HashRounds:
         return cls(order_RX, code_RX, reach, chunk, chunk if length > chunk else 0, (batch, length, heads))
 
     def pieces(self) -> Iterator[Chunks]:
-        """Yields groups of chunks of all rounds. A pair is seen only in the first round that finds it."""
+        """Yields groups of chunks of all rounds. A pair of positions is seen only in the first round that finds it."""
         rounds, rows = self.order_RX.shape
         size = rows
         if self.order_RX.device.type in CHUNK_LOGITS and not torch.compiler.is_compiling():
@@ -99,13 +99,13 @@ class HashRounds:
         return unseen_NCK
 
     def _distance(self, code_W: Tensor) -> Tensor:
-        """Returns |2 (query code - key code) - (reach - 1)|, which is below `reach` exactly for pairs that are seen."""
+        """Returns |2 (query code - key code) - (reach - 1)|, which is below `reach` exactly if the key is seen."""
         code_W = code_W * 2
         query_NC1 = code_W[self.before :].view(-1, self.chunk, 1) - (self.reach - 1)
         return (query_NC1 - self.windows(code_W)[:, None]).abs_()
 
     def windows(self, x_W: Tensor) -> Tensor:
-        """Returns each chunk with the preceding one: x_NK, or x_NEK from x_WE."""
+        """Returns each chunk together with the chunk before it: x_NK from x_W, or x_NEK from x_WE."""
         return x_W.unfold(0, self.before + self.chunk, self.chunk)
 
     def chunks(self, x_P: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class HashRounds:
 
 
 def naive(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
-    """Computes the formula with the weights of all pairs of a sequence."""
+    """Computes the attention from the weights of all pairs of positions of a sequence."""
     query_BHTE, value_BHTE = (x.view(*rounds.shape_BTH, -1).transpose(1, 2) for x in (query_XE, value_XE))
     key_BHSE = functional.normalize(query_BHTE, dim=-1)
     logits_BHTS = query_BHTE @ key_BHSE.mT / math.sqrt(query_BHTE.shape[-1])
@@ -139,7 +139,7 @@ def naive(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: fl
 
 
 def lsh_attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
-    """Returns y_XE. Call it outside autocast: logits as large as the queries need float32 precision."""
+    """Returns the attention outputs, y_XE. Call it outside autocast: large logits need float32 precision."""
     if naive_mode():
         return naive(query_XE, value_XE, rounds, dropout=dropout)
     if dropout or torch.compiler.is_compiling():
@@ -155,7 +155,7 @@ def _key_sizes(query_XE: Tensor) -> Tensor:
 
 
 def _attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Returns y_XE and total_X1, the logarithm of the softmax's denominator."""
+    """Returns the attention outputs, y_XE, and total_X1, the logarithm of the softmax's denominator."""
     lowest, tiny = torch.finfo(query_XE.dtype).min / 2, torch.finfo(query_XE.dtype).tiny
     size_X1 = _key_sizes(query_XE)
     y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, SELF_MASK_VALUE)

@@ -21,7 +21,7 @@ from seqtk.ops.dropout import drop, drop_again, dropout, keep_scale, scaled
 def naive(
     x_XD: Tensor, y_XD: Tensor, *, rate: float, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5
 ) -> Tensor:
-    """Computes dropout, sum and norm one after another."""
+    """Computes dropout, the sum and the norm as separate operations."""
     sum_XD = x_XD + dropout(y_XD, rate)
     return sum_XD if weight is None else functional.layer_norm(sum_XD, weight.shape, weight, bias, eps)
 

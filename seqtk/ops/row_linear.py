@@ -5,10 +5,10 @@ Where it runs: in pieces for bfloat16 on a CPU, otherwise as one product of torc
 torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
 it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
 small translation model had 30 new sizes per update, and the memory of long runs grew by gigabytes. Here one product
-computes most of the rows (`whole_rows`), and another the rest, a multiple of STEP, so that a run has few sizes. The
-rest is at most a sixteenth of the rows, or 64 rows.
+computes most of the rows (`whole_rows`), and a second product the remaining rows, rounded up to a multiple of STEP, so
+that a run has few sizes. The remaining rows are at most a sixteenth of all rows, or 64 rows.
 
-N rows, I inputs, O outputs, P rows of the padded rest.
+N rows, I inputs, O outputs, P remaining rows with padding.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def naive(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tens
 
 
 def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """Returns y_XO, for any dimensions X. In pieces it supports first derivatives only."""
+    """Returns y_XO = x Wᵀ + b, for any dimensions X. If computed in pieces, it supports first derivatives only."""
     if naive_mode() or torch.compiler.is_compiling() or not is_in_pieces(weight_OI):
         return naive(x_XI, weight_OI, bias_O)
     # Two dimensions, because torch would multiply others as a batch of products with one more size for each length.
@@ -68,7 +68,7 @@ def row_product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -
 
 @torch.library.custom_op("seqtk::row_outer", mutates_args=())
 def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
-    """Returns yᵀ x, the gradient of the weights, in pieces."""
+    """Returns yᵀ x, computed in pieces of rows: the gradient of the weights if y is the gradient of the outputs."""
     whole = whole_rows(len(x_NI))
     if whole == len(x_NI):
         return y_NO.T @ x_NI

@@ -25,12 +25,12 @@ CHUNK = 64
 
 
 def naive(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor) -> Tensor:
-    """Computes the formula as a masked product: T × T weights."""
+    """Computes the sums as a masked product with T × T weights."""
     return (query_BHTR @ key_BHTR.mT).tril() @ value_BHTE
 
 
 def causal_sums(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, *, chunk: int = CHUNK) -> Tensor:
-    """Returns y_BHTE, in float32 or wider even under autocast: a low-precision running sum loses small terms."""
+    """Returns the sums y_BHTE in float32 or wider, even under autocast: low-precision running sums lose small terms."""
     dtype = torch.promote_types(torch.promote_types(query_BHTR.dtype, value_BHTE.dtype), torch.float32)
     query_BHTR, key_BHTR, value_BHTE = (x.to(dtype) for x in (query_BHTR, key_BHTR, value_BHTE))
     with without_autocast(query_BHTR):
@@ -58,7 +58,7 @@ def _sums(query_GNCR: Tensor, key_GNCR: Tensor, value_GNCE: Tensor) -> tuple[Ten
 
 
 class _CausalSums(torch.autograd.Function):
-    """Causal sums whose gradients are sums over the past for queries, and over the future for keys and values."""
+    """Computes `causal_sums` in chunks. The gradients are sums over the past (queries) or the future (keys, values)."""
 
     @staticmethod
     def forward(ctx: Any, query_GNCR: Tensor, key_GNCR: Tensor, value_GNCE: Tensor) -> Tensor:

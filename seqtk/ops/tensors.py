@@ -48,7 +48,7 @@ def without_autocast(x: Tensor) -> torch.autocast:
 
 
 def in_blocks(x_BT: Tensor, size: int, *, dim: int = 1, fill: float = 0) -> Tensor:
-    """Splits dimension `dim` into blocks of `size`, padded with `fill`: x_BT becomes x_BNC. Others are kept."""
+    """Splits dimension `dim` into blocks of `size`, padded with `fill`: x_BT becomes x_BNC. Keeps other dimensions."""
     dim %= x_BT.dim()
     missing = -x_BT.shape[dim] % size
     if missing:  # pad() copies even if the padding is empty
