@@ -41,7 +41,7 @@ class AdaptiveConfig:
         help="Ratio of the embedding widths of one band and the next. null: one embedding table.",
     )
     softmax_factor: float | None = setting(
-        4.0, at_least=1, help="The same ratio of widths in the output layer. null: one softmax over all words."
+        4.0, at_least=1, help="Ratio of the widths of bands in the output layer. null: one softmax over all words."
     )
     tie_projections: bool = setting(
         True, help="Share projections between input and output. Only with tie_embeddings=true."
@@ -97,8 +97,9 @@ class Bands:
 class AdaptiveEmbedding(nn.Module):
     """An embedding with one table per band, narrower for rarer words, and a projection to the model's width.
 
-    x = P_b E_b[token], b its band (Baevski and Auli 2019, arXiv:1809.10853, section 3). The first band, of full width,
-    also has a projection. Tables are initialized from N(0, 1/E), projections with Xavier's uniform distribution.
+    The vector of a token of band b is x = P_b E_b[token] (Baevski and Auli 2019, arXiv:1809.10853, section 3). The
+    first band, of full width, also has a projection. Tables are initialized from N(0, 1/E), projections with Xavier's
+    uniform distribution.
     """
 
     def __init__(self, bands: Bands, *, dim: int, factor: float) -> None:
@@ -116,17 +117,17 @@ class AdaptiveEmbedding(nn.Module):
         self.projections = nn.ModuleList(projections)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Returns x_BTD. Only the table and the projection of a token's band are used."""
+        """Returns the vectors of the tokens, x_BTD. Each uses only the table and the projection of its band."""
         tokens_N = tokens_BT.flatten()
         if torch.compiler.is_compiling():
-            return self._of_all(tokens_N).view(*tokens_BT.shape, -1)
+            return self._from_all_bands(tokens_N).view(*tokens_BT.shape, -1)
         members = self.cut.members(tokens_N)
         parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
         x_ND = torch.cat([project(table(tokens_N[at_M] - start)) for table, project, start, at_M in parts])
         return torch.empty_like(x_ND).index_copy(0, torch.cat(members), x_ND).view(*tokens_BT.shape, -1)
 
-    def _of_all(self, tokens_N: Tensor) -> Tensor:
-        """Returns x_ND, computed with all tables and projections. For compiled code: no shape depends on the tokens."""
+    def _from_all_bands(self, tokens_N: Tensor) -> Tensor:
+        """Returns x_ND, computed with all tables and projections, for compiled code: no shape depends on the tokens."""
         band_N = self.cut.number(tokens_N)
         x_ND: Tensor | None = None
         for band, (table, project) in enumerate(zip(self.bands, self.projections, strict=True)):
@@ -141,16 +142,16 @@ class AdaptiveEmbedding(nn.Module):
 class AdaptiveHead(Head):
     """The adaptive softmax: rare words in two steps, p(w) = p(band) · p(w | band), with narrower vectors.
 
-    The words of the first band and one class for each other band share a softmax. Each other band has another softmax,
-    over words of width D / factor^i to which the features are projected (Grave et al. 2017, arXiv:1609.04309, section
-    4; no biases, as in fairseq).
+    The first softmax is over the words of the first band and one class for each other band. Each other band i has a
+    separate softmax over its words, with vectors of width D / factor^i to which the features are projected (Grave et
+    al. 2017, arXiv:1609.04309, section 4; no biases, as in fairseq).
 
     Args:
         bands: The words of each band.
-        dim: D.
+        dim: D, the width of the features.
         factor: The ratio of the embedding widths of one band and the next.
         dropout: The dropout rate of the features and of their projections.
-        tied_to: The embedding whose word vectors the head uses.
+        tied_to: The embedding whose word vectors the head uses. By default, the head has separate word vectors.
         tie_projections: True if the head also uses the embedding's projections, transposed (except the first band's).
     """
 
@@ -170,19 +171,19 @@ class AdaptiveHead(Head):
         if tied_to is not None:
             self.bands = nn.ParameterList(table.weight for table in tied_to.bands)
         else:
-            self.bands = nn.ParameterList(map(_drawn, bands.sizes, widths))
-        self.classes = _drawn(len(bands.sizes) - 1, dim)
+            self.bands = nn.ParameterList(map(_xavier_matrix, bands.sizes, widths))
+        self.classes = _xavier_matrix(len(bands.sizes) - 1, dim)
         if tied_to is not None and tie_projections:
             self.projections = nn.ParameterList(linear.weight for linear in tied_to.projections[1:])
         else:
-            self.projections = nn.ParameterList(_drawn(dim, width) for width in widths[1:])
+            self.projections = nn.ParameterList(_xavier_matrix(dim, width) for width in widths[1:])
         self.dropout = Dropout(dropout)
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Returns float32 log-probabilities of every token. A temperature t changes p to p^(1/t), normalized.
 
         With a single softmax this is softmax(logits / t). Dividing the logits of each softmax by t, as fairseq does,
-        gives a different distribution, which weighs a band differently than its words.
+        gives a different distribution, in which the probability of a band is not the sum over its words.
         """
         first = _log_softmax(self._first_weight(), features)
         frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)
@@ -193,7 +194,7 @@ class AdaptiveHead(Head):
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
     ) -> HeadLosses:
-        """Returns the losses. Each position computes only the band of its target."""
+        """Returns the sums of the losses. Each position uses only the softmaxes that its target requires."""
         if label_smoothing:
             raise UserError(
                 f"criterion.label_smoothing={label_smoothing:g} is not possible with an adaptive softmax.",
@@ -202,15 +203,15 @@ class AdaptiveHead(Head):
             )
         losses: list[tuple[Tensor, Tensor]]
         if torch.compiler.is_compiling():
-            losses = self._losses_of_all(features_BTD.flatten(0, 1), target.flatten())
+            losses = self._losses_of_all_bands(features_BTD.flatten(0, 1), target.flatten())
         else:
             steps = self._steps(*real_targets(features_BTD, target))
             losses = [linear_cross_entropy(x, weight, target_N) for _, x, target_N, weight in steps]
         totals, nlls = zip(*losses, strict=True)
         return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
 
-    def _losses_of_all(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Returns the losses of each softmax. For compiled code: no shape depends on the targets."""
+    def _losses_of_all_bands(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Returns the pair of losses of each softmax, for compiled code: no shape depends on the targets."""
         features_ND, real_N, band_N = self.dropout(features_ND), target_N != PAD, self.cut.number(target_N)
         losses = [
             linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)
@@ -233,7 +234,7 @@ class AdaptiveHead(Head):
         return torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
 
     def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
-        """Returns log_p_N, the float32 log-probability of each target in nats, computed from its band only."""
+        """Returns log_p_N, the float32 log-probability of each target in nats. Uses only the softmaxes of its band."""
         log_p_N = torch.zeros(len(target_N), device=target_N.device)
         for at_M, features, target_M, weight in self._steps(features_ND, target_N):
             log_p_N = log_p_N.index_add(0, at_M, picked(partial(_log_softmax, weight), features, target_M))
@@ -249,12 +250,12 @@ class AdaptiveHead(Head):
             yield at_M, self.dropout(features_ND[at_M] @ p_DE), target_N[at_M] - start, w_WE
 
     def _first_weight(self) -> Tensor:
-        """Returns the weight of the first softmax: frequent words, then a class for each other band."""
+        """Returns the weight matrix of the first softmax: rows for frequent words, then one for each other band."""
         return torch.cat([self.bands[0], self.classes])
 
 
-def _drawn(rows: int, columns: int) -> nn.Parameter:
-    """Returns a matrix from Xavier's uniform distribution, as in fairseq's adaptive softmax."""
+def _xavier_matrix(rows: int, columns: int) -> nn.Parameter:
+    """Returns a new parameter from Xavier's uniform distribution, as in fairseq's adaptive softmax."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
 
 

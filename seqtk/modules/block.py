@@ -61,7 +61,7 @@ class Residual(nn.Module):
         self.pre_norm = pre_norm
 
     def pre(self, x_BTD: Tensor) -> Tensor:
-        """Returns the input of the sublayer."""
+        """Returns the input of the sublayer: x, normalized if `pre_norm` is set."""
         return self.norm(x_BTD) if self.pre_norm else x_BTD
 
     def post(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:

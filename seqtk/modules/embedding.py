@@ -21,7 +21,7 @@ Positions = Literal["sinusoidal", "learned", "none"]
 
 
 def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None = PAD) -> nn.Embedding:
-    """Returns a table drawn from N(0, 1/D), with zeros for PAD."""
+    """Returns an embedding table initialized from N(0, 1/D), with zeros for PAD."""
     embedding = nn.Embedding(vocabulary_size, dim, padding_idx=padding_idx)
     nn.init.normal_(embedding.weight, std=dim**-0.5)
     if padding_idx is not None:
@@ -31,7 +31,10 @@ def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None =
 
 
 class Embedding(nn.Module):
-    """The input of a stack: √D · token + position, then dropout (Vaswani et al. 2017, sections 3.4 and 3.5)."""
+    """The input embedding of an encoder or decoder: √D · token + position, then dropout (Vaswani et al. 2017).
+
+    Sections 3.4 and 3.5 of the paper. `scale=False` omits √D. `norm=True` adds a layer norm before the dropout.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class Embedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor, *, around_BMD: Tensor | None = None) -> Tensor:
-        """Returns x_BTD.
+        """Returns x_BTD, the input of the first block.
 
         Args:
             tokens_BT: The tokens.
@@ -69,7 +72,7 @@ class Embedding(nn.Module):
         return self.place(x_BTD, positions_BT)
 
     def vectors(self, tokens_BT: Tensor) -> Tensor:
-        """Returns √D · token, without positions."""
+        """Returns the token vectors times √D (1 if `scale` is False), without positions."""
         return self.scale * self.tokens(tokens_BT)  # type: ignore[no-any-return]
 
     def place(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
@@ -82,12 +85,13 @@ class Embedding(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal positions, [sin | cos] of D/2 frequencies 10000^(-i / (D/2 - 1)). Position p is fairseq's p + 2.
+    """Sinusoidal positions, [sin | cos] of D/2 frequencies 10000^(-i / (D/2 - 1)).
 
-    The table grows with the input, so any length is possible. It is computed in float64.
+    Position p has the vector of fairseq's position p + 2. The table grows with the input, so any length is possible. It
+    is computed in float64.
 
     Args:
-        dim: D.
+        dim: D, the width of the vectors.
         length: The initial length of the table. When the table grows, compiled code is compiled again.
     """
 
@@ -109,7 +113,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector per position, initialized from N(0, 1/D). An input with more positions is an error."""
+    """A learned vector per position, initialized from N(0, 1/D). An input with more positions raises UserError."""
 
     def __init__(self, dim: int, *, max_length: int) -> None:
         super().__init__()
@@ -127,7 +131,7 @@ class LearnedPositions(nn.Module):
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Returns the sinusoids table_TD of positions 0 … length - 1, in float32. For an odd D, the last column is 0."""
+    """Returns table_TD, the sinusoids of positions 0 … length - 1, in float32. For an odd D, the last column is 0."""
     half = dim // 2
     frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
     angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E

@@ -34,7 +34,7 @@ class Linear(nn.Linear):
     """The index of the first row of this map in `copies`."""
 
     def forward(self, x_XI: Tensor) -> Tensor:
-        """Returns y_XO."""
+        """Returns y_XO = x Wᵀ + b."""
         if self.copies is None or not _uses_copies(x_XI):
             return super().forward(x_XI)
         rows = slice(self.first_row, self.first_row + self.out_features)
@@ -45,7 +45,7 @@ class Linear(nn.Linear):
 
 
 def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -> Linear:
-    """Returns a linear map with Xavier-uniform weights and, if any, zero bias."""
+    """Returns a linear map with Xavier-uniform weights and, if `bias` is True, a bias of zeros."""
     linear = Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight, gain=gain)
     if bias:
@@ -82,7 +82,7 @@ def _can_join(maps: Sequence[nn.Module]) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns True if a module has hooks. They run only if the module itself is called."""
+    """Returns True if a module has hooks. Hooks run only if the module itself is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -30,8 +30,8 @@ class PooledHead(Head):
             or of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the
             model puts a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
         dropout: The dropout rate of the pooled vector, and of the hidden layer.
-        hidden_dim: H, the width of the hidden layer. None: no hidden layer.
-        class_weights: The weight of each class in the loss. None: all have weight 1.
+        hidden_dim: H, the width of the hidden layer. By default, there is no hidden layer.
+        class_weights: The weight of each class in the loss. By default, all weights are 1.
     """
 
     counts_correct = True
@@ -62,11 +62,11 @@ class PooledHead(Head):
         )
 
     def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
-        """Returns vector_BD of each row."""
+        """Returns vector_BD, the pooled features of each row."""
         return pooled(features, self.pool, pad_BT=pad)
 
     def logits(self, features_BTD: Tensor, *, pad_BT: Tensor | None = None) -> Tensor:
-        """Returns logits_BC, in float32."""
+        """Returns the logits of the classes for each row, logits_BC, in float32."""
         vector_BD = self.dropout(self.vectors(features_BTD, pad=pad_BT))
         if self.hidden is not None:
             vector_BD = self.dropout(functional.relu(self.hidden(vector_BD)))
@@ -98,8 +98,8 @@ class PairHead(PooledHead):
     """Predicts one class for each pair of rows x, y. The same encoder reads both rows.
 
     Args:
-        dim: D.
-        classes: C.
+        dim: D, the width of the features.
+        classes: C, the number of classes.
         combine: The input of the classifier, from the two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv
             2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
         others: The other arguments of `PooledHead`.
@@ -117,7 +117,7 @@ class PairHead(PooledHead):
 
 
 def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) -> Tensor:
-    """Returns vector_BD of each row. See `PooledHead`."""
+    """Pools the features of each row into one vector, vector_BD. `PooledHead` describes the values of `pool`."""
     if pad_BT is None:
         return _pooled_whole(features_BTD, pool)
     length_B1 = (~pad_BT).sum(1, keepdim=True)
@@ -134,7 +134,7 @@ def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) ->
 
 
 def _pooled_whole(features_BTD: Tensor, pool: Pool) -> Tensor:
-    """Returns `pooled` for rows without padding."""
+    """Pools rows without padding, with the same results as `pooled`."""
     if pool == "mean":
         return features_BTD.mean(1)
     if pool == "max":

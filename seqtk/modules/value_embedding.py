@@ -1,4 +1,4 @@
-"""Embeddings of tokens that stand for numbers.
+"""Embeddings of tokens that represent numbers.
 
 B batch, T length, V vocabulary.
 """
