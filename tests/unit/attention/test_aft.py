@@ -116,7 +116,7 @@ def named(config: AttentionConfig) -> str:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_large_key_does_not_change_earlier_outputs(config: AttentionConfig) -> None:
-    """Uses float32, in which exp(key) would overflow, and each term divided by it would become 0."""
+    """In float32, exp(key) would overflow, and each term divided by it would become 0."""
     layer = build(config, Role.CAUSAL).float()
     x_BTD = torch.randn(1, 50, DIM)
     loud = x_BTD.clone()

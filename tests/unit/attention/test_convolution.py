@@ -60,7 +60,7 @@ def test_chunked_convolution_equals_the_unfolded_form(kind: Any, role: Role, tap
     layer = layer_of(kind, role, kernel_size=taps)
     x_BTD = torch.randn(2, length, DIM, dtype=torch.float64)
     torch.testing.assert_close(layer(x_BTD)[0], unfolded(layer, x_BTD), atol=1e-12, rtol=1e-12)
-    in_float32 = layer.float()(x_BTD.float())[0]  # lightweight convolution has another kernel on a CPU
+    in_float32 = layer.float()(x_BTD.float())[0]  # lightweight convolution uses a different kernel on a CPU
     torch.testing.assert_close(in_float32.double(), unfolded(layer.double(), x_BTD), atol=1e-5, rtol=1e-5)
 
 

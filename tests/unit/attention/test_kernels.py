@@ -112,7 +112,7 @@ def test_random_features_estimate_the_softmax_kernel() -> None:
     expected = (query @ key.T / math.sqrt(width)).exp()
 
     def estimates(rows: Tensor) -> Tensor:
-        """Returns one estimate for each group of `width` rows."""
+        """Returns one estimate of exp(q · k / √E) for each group of `width` random rows."""
         features = (log_features(x, rows).exp().view(-1, draws, width).transpose(0, 1) for x in (query, key))
         of_queries, of_keys = features
         return of_queries @ of_keys.transpose(-1, -2) / width

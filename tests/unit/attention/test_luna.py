@@ -97,7 +97,7 @@ def test_every_parameter_of_an_encoder_gets_a_gradient(pattern: list[AttentionCo
     assert [name for name in zero if not name.endswith("key.bias")] == []  # softmax does not depend on the bias of keys
 
 
-def test_encoder_has_one_memory_and_a_norm_per_layer() -> None:
+def test_only_the_first_encoder_layer_learns_memory_slots() -> None:
     alone = sum(p.numel() for p in build(LUNA).parameters())
     counts = [sum(p.numel() for p in block.self_attention.parameters()) for block in stack(LUNA).blocks]
     assert counts == [alone, alone - SLOTS * DIM + 2 * DIM, alone - SLOTS * DIM + 2 * DIM]
@@ -120,12 +120,12 @@ def test_encoder_outputs_do_not_depend_on_padding(config: LunaConfig) -> None:
 @pytest.mark.parametrize(
     "other", [dataclasses.replace(LUNA, memory_size=4), dataclasses.replace(CONVLUNA, memory_size=4)]
 )
-def test_memories_of_different_sizes_are_refused(other: LunaConfig) -> None:
+def test_layers_with_different_memory_sizes_are_refused(other: LunaConfig) -> None:
     with pytest.raises(UserError, match="memory_size"):
         stack(LUNA, other)
 
 
-def test_each_decoder_layer_has_a_memory() -> None:
+def test_every_decoder_layer_learns_memory_slots() -> None:
     for role in (Role.CAUSAL, Role.CROSS):
         assert build(LUNA, role).memory is not None
 
@@ -162,7 +162,7 @@ def test_convolution_with_equal_weights_is_mean_pooling() -> None:
     torch.testing.assert_close(actual[:, :, 0] * 3 / 2, expected[:, :, 0])
 
 
-def test_learned_temperatures_start_at_root_of_width() -> None:
+def test_learned_temperatures_start_at_root_of_head_width() -> None:
     torch.manual_seed(0)
     learned = attentions.build(CONVLUNA, dim=DIM, role=Role.ENCODER).double()
     fixed = build(dataclasses.replace(CONVLUNA, pack_temperature="sqrt", unpack_temperature="sqrt"))
@@ -173,7 +173,7 @@ def test_learned_temperatures_start_at_root_of_width() -> None:
     assert fixed.monitored() == {}
 
 
-def test_one_memory_slot_gives_equal_outputs() -> None:
+def test_one_memory_slot_makes_all_outputs_equal() -> None:
     y_BTD = run(build(dataclasses.replace(LUNA, memory_size=1)), draw(1, 5, DIM))
     torch.testing.assert_close(y_BTD, y_BTD[:, :1].expand_as(y_BTD))
 

@@ -15,7 +15,7 @@ from tests.unit.attention.test_windows import SELF, build
 
 
 def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
-    """Full attention in which keys are normalized queries. A position sees itself only if it sees no other position."""
+    """Computes full attention with normalized queries as keys. A position sees itself only if it sees no other."""
     query_BHTE, value_BHTE = layer.split(layer.query_key(x_BTD)), layer.split(layer.value(x_BTD))
     key_BHTE = nn.functional.normalize(query_BHTE, dim=-1)
     logits_BHTS = query_BHTE @ key_BHTE.transpose(-1, -2) / math.sqrt(query_BHTE.shape[-1])

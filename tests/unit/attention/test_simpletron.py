@@ -20,7 +20,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> SimpleTron:
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL, Role.CROSS])
 def test_order_of_matrix_products_has_no_effect(role: Role) -> None:
-    """(Q Kᵀ) V == Q (Kᵀ V), also over several chunks."""
+    """(Q Kᵀ) V equals Q (Kᵀ V), also over several chunks."""
     layer = build(role)
     x_BTD = torch.randn(2, 150, DIM, dtype=torch.float64)
     memory_BSD = torch.randn(2, 70, DIM, dtype=torch.float64) if role is Role.CROSS else None

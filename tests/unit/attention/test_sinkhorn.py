@@ -17,7 +17,7 @@ X_BTD, PAD_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= 
 
 
 class FixedSorting(SinkhornAttention):
-    """Sorts by a given matrix."""
+    """Sinkhorn attention that sorts by a given matrix."""
 
     matrix_NN: Tensor
 
@@ -46,7 +46,7 @@ def test_identity_sorting_gives_local_block_attention() -> None:
     assert_close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], local(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
 
 
-def test_shift_by_one_block_equals_local_block_back_true() -> None:
+def test_sorting_matrix_can_select_the_previous_block() -> None:
     shift = torch.eye(5).roll(1, 0)
     layer = fixed_sorting(shift, like=build(SinkhornConfig(heads=2, block=4), Role.ENCODER))
     local = build(LocalBlockConfig(heads=2, block=4, back=True), Role.ENCODER, like=layer)

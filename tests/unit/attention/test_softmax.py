@@ -76,7 +76,7 @@ def test_t5_buckets_agree_with_the_paper(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_one_kv_head_per_head_is_plain_attention(role: Role) -> None:
+def test_as_many_kv_heads_as_heads_is_plain_attention(role: Role) -> None:
     plain, grouped = build(role), build(role, kv_heads=2)
     grouped.load_state_dict(plain.state_dict())
     x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
@@ -153,8 +153,8 @@ def flex_padding(padded: bool, device: torch.device) -> Tensor | None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("positions", ["none", "alibi"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_flex_attention_equals_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
-    """Runs on a CPU, where FlexAttention is not compiled and has no backward."""
+def test_flex_attention_equals_sdpa_with_the_same_bias(role: Role, positions: Any, padded: bool) -> None:
+    """Runs on a CPU, where FlexAttention is not compiled and has no backward pass."""
     pad_BS = flex_padding(padded, torch.device("cpu"))
     query, key, value = torch.randn(3, 4, 7, 16), torch.randn(3, 2, 7, 16), torch.randn(3, 2, 7, 16)
     score = alibi_score(alibi_slopes(4)) if positions == "alibi" else None
@@ -183,7 +183,7 @@ def test_flex_on_cpu_evaluates_but_does_not_train() -> None:
 )
 def test_flex_and_sdpa_train_equally_on_cuda(role: Role, positions: Any, device: torch.device) -> None:
     if device.type != "cuda":
-        pytest.skip("FlexAttention trains on CUDA alone")
+        pytest.skip("FlexAttention trains on CUDA only")
     for padded in (False, True):
         pad_BS = flex_padding(padded, device)
         x_BTD = torch.randn(3, 7, 64, device=device)

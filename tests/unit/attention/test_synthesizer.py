@@ -53,7 +53,7 @@ def build(config: Any, role: Role = Role.ENCODER) -> Attention:
     ],
 )
 def test_parameter_counts_equal_table_2_of_the_paper(config: AttentionConfig, millions: int) -> None:
-    """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
+    """The table replaces the 12 self-attention layers of a base Transformer with 67M parameters."""
 
     def count(config: AttentionConfig) -> int:
         return sum(p.numel() for p in attentions.build(config, dim=512, role=Role.ENCODER).parameters())
@@ -275,7 +275,7 @@ def test_no_tensor_has_all_logits(role: Role) -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
 def test_logits_shared_by_rows_equal_separate_logits(spread: float) -> None:
-    """Also if padding has the largest logits, compared with which all other weights would vanish."""
+    """Relative to the exponentials of padding, the exponentials of tokens may round to 0."""
     length, lengths = 70, torch.tensor([70, 40, 1, 0])
     logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
     value_BHSE = torch.randn(4, 2, length, 3, dtype=torch.float64, requires_grad=True)

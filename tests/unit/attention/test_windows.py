@@ -32,7 +32,7 @@ def build(config: AttentionConfig, role: Role, *, like: Attention | None = None,
 
 
 def mutual(layer: Attention, length: int) -> Tensor:
-    """Returns seen_TS, which is true where output t depends on input s."""
+    """Returns seen_TS, True where the output at position t depends on the input at position s."""
     x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
     return torch.autograd.functional.jacobian(lambda x_BTD: layer(x_BTD)[0], x_1TD)[0, :, :, 0].abs().sum((1, 3)) > 0
 

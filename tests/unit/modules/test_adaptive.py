@@ -213,7 +213,7 @@ def test_tied_tables_share_one_parameter() -> None:
     assert sum(parameter.numel() for parameter in both.parameters()) == of_bands + 2 * D
 
 
-def test_tokens_are_embedded_by_their_band() -> None:
+def test_tokens_are_embedded_by_the_table_of_their_band() -> None:
     tokens = embedding()
     tokens_BT = torch.tensor([[22, 4, 13, PAD], [12, 6, 5, 13]])
     x_BTD = tokens(tokens_BT)
@@ -234,7 +234,7 @@ def test_unused_embedding_band_has_zero_gradient() -> None:
     assert [bool(parameter.grad.any()) for parameter in tokens.parameters()] == [True, False, False, True, False, False]
 
 
-def test_tables_are_initialized_with_the_std_of_their_width() -> None:
+def test_table_std_is_the_inverse_root_of_the_width() -> None:
     torch.manual_seed(1)
     tokens = AdaptiveEmbedding(AdaptiveConfig(cutoffs=(3000,)).bands(9000), dim=64, factor=4)
     for table, width in zip(tokens.bands, (64, 16), strict=True):

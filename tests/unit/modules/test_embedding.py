@@ -17,7 +17,7 @@ def embedding(**options: object) -> Embedding:
     return Embedding(token_embedding(20, D), **settings)  # type: ignore[arg-type]
 
 
-def test_embedding_is_initialized_with_its_std() -> None:
+def test_embedding_std_is_the_inverse_root_of_the_width() -> None:
     weight = token_embedding(4000, 64).weight
     assert weight[PAD].abs().max() == 0
     assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)

@@ -54,7 +54,7 @@ def fast_forms() -> Iterator[None]:
 def assert_forms_agree(
     operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tolerance: float = 1e-10
 ) -> None:
-    """Compares outputs and gradients of both forms on random float64 inputs of these shapes."""
+    """Compares outputs and gradients of both forms on random float64 inputs of the given shapes."""
     inputs = [(scale * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
     found, weights = [], None
     for naive in (False, True):
@@ -83,7 +83,7 @@ def assert_bfloat16_is_close(
 
 
 def padding(batch: int, length: int) -> Tensor:
-    """Returns a padding mask: nothing in the first row, a third of the second row, and the whole third row, if any."""
+    """Returns the padding mask of up to three rows: without padding, with a third of padding, with padding only."""
     start_B1 = torch.tensor([length, 2 * length // 3, 0])[:batch, None]
     return torch.arange(length) >= start_B1
 
@@ -213,7 +213,7 @@ class TestBlockwiseDropout:
 
 
 class TestHeadCheckpoint:
-    """Cumulative sums of projected heads, over 2048 positions, which is MIN_LENGTH, and over fewer positions."""
+    """Computes cumulative sums of projected heads over few positions, and over 2048, which is MIN_LENGTH."""
 
     @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
     @pytest.mark.parametrize("length", [5, 2048])
@@ -270,7 +270,7 @@ class TestAft:
     """Keys with a standard deviation of up to 30, so that exponentials are very small and very large."""
 
     def both(self, sums: aft.LogSumExpAccumulator) -> tuple[Tensor, Tensor]:
-        """Returns the two results that do not depend on the internal scale."""
+        """Returns the log of the sum of weights and the mean, which do not depend on the internal scale."""
         return sums.log, sums.mean
 
     @pytest.mark.parametrize("size", [1.0, 30.0])
@@ -408,7 +408,7 @@ class TestDotProduct:
 
 
 class TestCache:
-    """Decoding steps beyond the length at which the recent tensor is appended to the long one."""
+    """Runs a few decoding steps, and more than twice as many as fit into the short tensor of the cache."""
 
     STEPS = 2 * cache.RECENT + 3
 
@@ -593,7 +593,7 @@ def operations() -> dict[str, Any]:
 
 
 class TestResidual:
-    """x + dropout(y) and layer norm, as one operation."""
+    """Tests of `add_residual`, which computes x + dropout(y) and a layer norm as one operation."""
 
     @pytest.mark.parametrize("has_norm", [True, False])
     def test_fast_and_naive_forms_agree_without_dropout(self, has_norm: bool) -> None:
@@ -691,11 +691,11 @@ class TestRowLinear:
 
     @pytest.mark.parametrize("rows", [63, 64, 65])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_inputs_of_other_types_are_converted(self, rows: int, dtype: torch.dtype) -> None:
+    def test_inputs_are_converted_to_the_dtype_of_the_weight(self, rows: int, dtype: torch.dtype) -> None:
         x, weight = torch.randn(rows, 8, dtype=dtype), torch.randn(5, 8).bfloat16()
         assert row_linear.row_linear(x, weight).dtype == torch.bfloat16
 
-    def test_transposed_batches_are_multiplied_as_rows(self) -> None:
+    def test_transposed_batch_is_multiplied_as_one_matrix(self) -> None:
         x, weight = torch.randn(16, 8, 8).bfloat16().transpose(0, 1), torch.randn(5, 8).bfloat16()
         with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
             row_linear.row_linear(x, weight)
