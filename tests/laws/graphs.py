@@ -53,7 +53,7 @@ class Case:
         return TrainStep(models.build(config, **sizes), CrossEntropy(CrossEntropyConfig())).train()
 
     def batch(self, lengths: Sequence[int] = (70, 41, 3)) -> Batch:
-        """Returns a batch of rows of these lengths for the model."""
+        """Returns a batch for the model whose rows have the given lengths."""
         generator = torch.Generator().manual_seed(1)
         x, y = (_rows(order, generator) for order in (lengths, lengths[::-1]))
         ids, count = torch.arange(len(lengths)), float(sum(lengths))
@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
 
 
 def layer_settings(kind: str) -> dict[str, Any]:
-    """Returns the settings of a layer, with dropout if it has any."""
+    """Returns the settings of a layer, including dropout if the layer has this setting."""
     known = {each.name for each in dataclasses.fields(attentions.config_type(kind))}
     return {key: value for key, value in LAYER.items() if key in known}
 
@@ -115,7 +115,7 @@ MORE = [
 
 
 def outcome(step: TrainStep, compute: Callable[..., Any], batch: Batch) -> list[Tensor | None]:
-    """Returns the total, the statistics and the gradients of a step."""
+    """Returns the loss, the statistics and the gradients of a training step."""
     step.zero_grad()
     torch.manual_seed(3)
     total, stats, _ = compute(batch, None)

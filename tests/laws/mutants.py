@@ -49,7 +49,7 @@ class SourceMutant:
         function = getattr(found, "__func__", found)
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
-            raise ValueError(f"{self.function} does not contain once: {self.old}")
+            raise ValueError(f"{self.function} must contain this text exactly once: {self.old}")
         lines = source.replace(self.old, self.new).splitlines()
         start = next(number for number, line in enumerate(lines) if line.startswith("def "))
         namespace: dict[str, Any] = {}
@@ -281,7 +281,7 @@ class MixesRows(SoftmaxAttention):
 
 
 class NanForPadding(SoftmaxAttention):
-    """Takes the softmax of a row of minus infinities."""
+    """Computes the softmax of a row of minus infinities."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
         query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))

@@ -11,7 +11,7 @@ from tests.laws.graphs import MORE, Case, cases, layer_settings, outcome, with_w
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = list(cases())
 DRAWING = ("reformer", "sinkhorn")
-"""Layers that draw other random numbers than dropout in each call. They are tested in every run of the slow tests."""
+"""Layers that draw random numbers other than dropout in each call. They are tested in every run of the slow tests."""
 LAYERS = [
     pytest.param(kind, role, marks=[] if kind in DRAWING else [pytest.mark.matrix], id=f"{kind}-{role.name}")
     for kind in attentions
@@ -50,8 +50,8 @@ def test_every_layer_trains_in_one_graph(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "role"), LAYERS)
-def test_every_call_in_a_graph_draws_new_numbers(kind: str, role: Role) -> None:
-    """A layer that is called twice with the same input draws the numbers of eager mode, with its default settings."""
+def test_every_call_in_a_graph_draws_new_random_numbers(kind: str, role: Role) -> None:
+    """Calls a layer twice with the same input. A graph draws the same random numbers as eager mode in both calls."""
     torch.compiler.reset()
     sizes = {"dim": 16, "role": role, "memory_dim": 16 if role is Role.CROSS else None}
     config = from_dict(attentions.config_type(kind), layer_settings(kind))

@@ -45,7 +45,7 @@ def test_compiled_layer_has_the_gradients_of_eager_mode(kind: str, device: torch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(attentions))
-def test_laws_hold_on_naive_operations(kind: str) -> None:
+def test_layer_obeys_the_laws_with_naive_operations(kind: str) -> None:
     with naive_ops():
         short_cases = [case for case in cases(kind) if case.subject.size.name == "short"]
         assert short_cases

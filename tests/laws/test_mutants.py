@@ -26,7 +26,7 @@ def test_law_detects_a_fault_in_the_source_code(mutant: SourceMutant, device: to
 
 
 @pytest.mark.parametrize("mutant", CLASS_MUTANTS, ids=lambda mutant: f"{mutant.layer.__name__}-{mutant.law}")
-def test_law_detects_faulty_layer(mutant: ClassMutant, device: torch.device) -> None:
+def test_law_detects_a_faulty_layer(mutant: ClassMutant, device: torch.device) -> None:
     subject = replace(mutant.subject, device=device, reference=REFERENCES["softmax"])
     with pytest.raises(AssertionError):
         LAWS[mutant.law].check(subject)

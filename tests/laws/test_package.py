@@ -30,7 +30,7 @@ class MeanConfig(AttentionConfig):
 
 
 class MeanAttention(Attention):
-    """y_t = out(mean of x_s, s <= t)."""
+    """The running mean of the inputs: y_t = out(mean of x_s over s <= t)."""
 
     roles = Role.CAUSAL
 

@@ -38,7 +38,7 @@ ALSO_LONG: dict[str, tuple[str, ...]] = {
     "longformer": ("odd",),
     "pooled": ("overlapping-max",),
 }
-"""The variants that, like the first one, are also checked at the long size. They use other blocks or other code."""
+"""The variants that, like the first one, are also checked at the long size. They use different blocks or code."""
 
 ONLY_LONG: dict[str, dict[str, dict[str, Any]]] = {
     "aft_local": {"wide-long": {"rank": 3, "window": 32}},
@@ -73,7 +73,7 @@ BFLOAT16_ERROR: dict[str, float] = {
 
 
 def variants(kind: str) -> dict[str, Variant]:
-    """Returns the tested settings of a kind. They are its defaults if no reference module has variants of the kind."""
+    """Returns the tested variants of a kind, by name. Without variants in a module, only the defaults are tested."""
     error = BFLOAT16_ERROR.get(kind, 0.0005)
     found = {}
     for number, (name, settings) in enumerate(VARIANTS.get(kind, {"": {}}).items()):

@@ -1,4 +1,4 @@
-"""Attention Free Transformers."""
+"""Reference implementations of Attention Free Transformers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ Bias = Callable[[int, int], float]
 
 
 def gated_means(problem: Problem, bias: Bias) -> Array:
-    """sigmoid(q_t) Σ_s exp(k_s + w_ts) v_s / Σ_s exp(k_s + w_ts), per channel; then the output projection."""
+    """Computes out(sigmoid(q_t) Σ_s exp(k_s + w_ts) v_s / Σ_s exp(k_s + w_ts)) per channel. `bias` returns w_ts."""
     rows, queries, dim = problem.x_BTD.shape
     y_BTD = np.zeros((rows, queries, dim))
     for row in range(rows):
@@ -29,12 +29,12 @@ def gated_means(problem: Problem, bias: Bias) -> Array:
 
 
 def full(problem: Problem) -> Array:
-    """w_ts = u_t · v_s."""
+    """Computes AFT-full, whose position bias is w_ts = u_t · v_s."""
     return gated_means(problem, lambda t, s: _product(problem, t, s))
 
 
 def local(problem: Problem) -> Array:
-    """w_ts = u_t · v_s within the window, else 0."""
+    """Computes AFT-local, whose position bias is w_ts = u_t · v_s within the window, else 0."""
     return gated_means(problem, lambda t, s: _product(problem, t, s) if abs(t - s) < problem.config.window else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Lightweight and dynamic convolution."""
+"""Reference implementations of lightweight and dynamic convolution."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Kernel = Callable[[Problem, int, Array], Array]
 
 
 def convolution(problem: Problem, kernel: Kernel) -> Array:
-    """out(Σ_k w_k v_{t + k - before}) over taps inside the row; w is the softmax over all taps."""
+    """Computes out(Σ_k w_k v_{t + k - before}) over the taps inside the row, where w is a softmax over all taps."""
     config = problem.config
     before = config.kernel_size - 1 if problem.role is Role.CAUSAL else (config.kernel_size - 1) // 2
     rows, length, _ = problem.x_BTD.shape
@@ -38,7 +38,7 @@ def convolution(problem: Problem, kernel: Kernel) -> Array:
 
 
 def _value(problem: Problem, token: Array) -> Array:
-    """value(x), or a · σ(b) of its halves a and b."""
+    """Returns value(x), or a · σ(b) with `glu`, where a and b are the halves of value(x)."""
     projected = problem.linear("value", token)
     if not problem.config.glu:
         return projected

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: grouped queries, normalized heads, position encodings."""
+"""Reference implementation of dot-product attention: grouped queries, normalized heads, position encodings."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from seqtk.testing.reference import Array, Logit, Problem, softmax_average
 
 
 def rotated(vector: Array, position: int) -> Array:
-    """Rotary positions: multiplies the pairs (e, e + E/2), as complex numbers, by exp(i position 10000^(-2e/E))."""
+    """Rotates the pairs (e, e + E/2) of a vector, as complex numbers, by exp(i position 10000^(-2e/E))."""
     half = len(vector) // 2
     pairs = vector[:half] + 1j * vector[half:]
     pairs *= np.exp(1j * position * np.array([10000 ** (-2 * e / len(vector)) for e in range(half)]))
@@ -20,7 +20,10 @@ def rotated(vector: Array, position: int) -> Array:
 
 
 def slopes(heads: int) -> list[float]:
-    """ALiBi: 2^(-8 i / n) if n is a power of two. Otherwise also every second slope for the next power of two."""
+    """Returns ALiBi's slopes: 2^(-8 i / n) if n is a power of two.
+
+    Otherwise, the slopes for the next smaller power of two, then every second slope for the next larger one.
+    """
     power = 2 ** math.floor(math.log2(heads))
     if power == heads:
         return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
@@ -28,7 +31,10 @@ def slopes(heads: int) -> list[float]:
 
 
 def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: int = 128) -> int:
-    """T5's bucket. Unless causal, each sign has half of the buckets. Large distances share buckets of growing width."""
+    """Returns T5's bucket of a distance. Large distances share buckets of growing width.
+
+    If the attention is not causal, positive and negative distances have half of the buckets each.
+    """
     if not causal:
         buckets //= 2
     offset = buckets if distance > 0 and not causal else 0
@@ -41,7 +47,7 @@ def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: i
 
 
 def bias(problem: Problem, head: int, distance: int) -> float:
-    """The bias of the logit of a key `distance` positions after its query."""
+    """Returns the bias of the logit of a key `distance` positions after its query."""
     positions = getattr(problem.config, "positions", "none")
     if positions == "alibi":
         return -slopes(problem.config.heads)[head] * abs(distance)
@@ -52,7 +58,10 @@ def bias(problem: Problem, head: int, distance: int) -> float:
 
 
 def dot(problem: Problem, _: str) -> Logit:
-    """q · k / √e plus the bias. Depending on the settings, q and k are normalized and rotated."""
+    """Returns a function that computes the logit q · k / √e plus the bias.
+
+    Depending on the settings, q and k are normalized and rotated.
+    """
 
     @functools.cache
     def project(name: str, head: int, row: int, index: int) -> Array:
@@ -72,7 +81,7 @@ def dot(problem: Problem, _: str) -> Logit:
 
 
 def repeated(problem: Problem) -> Problem:
-    """Repeats each head of keys and values for its group of query heads."""
+    """Returns a problem with equal numbers of heads: each head of keys and values is repeated for its query heads."""
     if problem.config.kv_heads is None:
         return problem
     times, size = problem.config.heads // problem.config.kv_heads, problem.x_BTD.shape[2] // problem.config.heads

@@ -1,4 +1,4 @@
-"""FNet."""
+"""Reference implementation of FNet."""
 
 import cmath
 import math
@@ -10,7 +10,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def fnet(problem: Problem) -> Array:
-    """Re Σ_s Σ_e x[s, e] exp(-2πi (t s / n + d e / D)), t and s the places among the n real positions."""
+    """Computes Re Σ_s Σ_e x[s, e] exp(-2πi (t s / n + d e / D)), where t and s count the n real positions."""
     y_BTD = np.zeros_like(problem.x_BTD)
     rows, _, dim = y_BTD.shape
     for row in range(rows):

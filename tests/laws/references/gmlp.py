@@ -1,4 +1,4 @@
-"""gMLP's spatial gating unit."""
+"""Reference implementation of gMLP's spatial gating unit."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def gmlp(problem: Problem) -> Array:
-    """out(u_t ⊙ (Σ_s W[t, s] norm(v_s) + b[t])), (u, v) the halves of gelu(expand(x))."""
+    """Computes out(u_t ⊙ (Σ_s W[t, s] norm(v_s) + b[t])), where u and v are the halves of gelu(expand(x))."""
     y_BTD = np.zeros_like(problem.x_BTD)
     rows, queries, _ = y_BTD.shape
     for row in range(rows):

@@ -1,4 +1,4 @@
-"""Kernel attention: φ(q) · φ(k) for every pair of a query and a key, and the quotient of two sums over the keys."""
+"""Reference implementations of kernel attention, from the weight φ(q) · φ(k) of every pair of a query and a key."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,10 @@ Weight = Callable[[Problem, int, int, Array, int, Array, int], float]
 
 
 def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: float = 0.0) -> Array:
-    """Σ weight v / (Σ weight + `added`, or `at_least`) over the keys seen, 0 for none; then the output projection."""
+    """Computes out(Σ weight v / Σ weight) over the keys that a query sees, or out(0) if it sees none.
+
+    `added` is added to the denominator, and a denominator below `at_least` is replaced by `at_least`.
+    """
     rows, queries, _ = problem.x_BTD.shape
     outputs = []
     for row in range(rows):
@@ -43,7 +46,7 @@ def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: 
 
 
 def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: Array, _key: int) -> float:
-    """Σ_e φ(q_e) φ(k_e), φ(x) = x + 1 above 0 and exp(x) below."""
+    """Returns Σ_e φ(q_e) φ(k_e), where φ(x) = x + 1 above 0 and exp(x) below."""
 
     def phi(x: float) -> float:
         return x + 1 if x > 0 else math.exp(x)
@@ -52,14 +55,14 @@ def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: A
 
 
 def near(problem: Problem, row: int, _head: int, q: Array, query: int, k: Array, key: int) -> float:
-    """relu(q) · relu(k) cos(π/2 (t - s) / M). In cross-attention, s counts real positions only."""
+    """Returns relu(q) · relu(k) cos(π/2 (t - s) / M). In cross-attention, s counts real positions only."""
     t = query
     s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else key
     return float(np.maximum(q, 0) @ np.maximum(k, 0)) * math.cos(math.pi / 2 * (t - s) / problem.config.max_length)
 
 
 def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: int, k: Array, _key: int) -> float:
-    """1/R Σ_r exp(w_r · q' - |q'|²/2) exp(w_r · k' - |k'|²/2), x' = x / e^¼; or Σ_r of (relu(w_r · x') + 0.001)."""
+    """Returns 1/R Σ_r φ_r(q) φ_r(k), where φ_r(x) = exp(w_r · x' - |x'|²/2) or relu(w_r · x') + 0.001, x' = x / e^¼."""
     rows = problem.weights["projection_RE"]
 
     def phi(row: Array, x: Array) -> float:
@@ -75,7 +78,10 @@ def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: i
 
 
 def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Array, _key: int) -> float:
-    """φ(q) · φ(k), each divided by √e. φ has stages x W, times sigmoid(x U) or sigmoid(x A B), and a final softplus."""
+    """Returns φ(q) · φ(k), where φ is a network whose result is divided by √e.
+
+    Each stage is x W, after a softplus in the last stage, times sigmoid(x U) or sigmoid(x A B) if it has a gate.
+    """
     depth = problem.config.depth
 
     def phi(x: Array) -> Array:

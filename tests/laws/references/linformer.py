@@ -1,4 +1,4 @@
-"""Linformer."""
+"""Reference implementation of Linformer."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def linformer(problem: Problem) -> Array:
-    """softmax over K of q · (Σ_s E[k, s] key_s) / √e, times Σ_s F[k, s] value_s; s the real positions of a row."""
+    """Computes softmax over K of q · (Σ_s E[k, s] key_s) / √e, times Σ_s F[k, s] value_s, over real positions s."""
     heads, rank = problem.config.heads, problem.config.rank
     y_BTD = np.zeros_like(problem.x_BTD)
     for row, tokens in enumerate(problem.attended_BSM):
@@ -27,7 +27,7 @@ def linformer(problem: Problem) -> Array:
 
 
 def _mixed(problem: Problem, name: str, real: list[Array], head: int, k: int, width: int) -> Array:
-    """Row k of the head's map times the keys or values of the real positions."""
+    """Returns row k of the head's map times the keys or values of the real positions."""
     maps = problem.weights["key_map" if problem.config.sharing == "key_value" else f"{name}_map"]
     weights = maps[head if problem.config.sharing == "none" else 0, k]
     total = np.zeros(width)

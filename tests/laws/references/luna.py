@@ -1,4 +1,4 @@
-"""Luna and ConvLuna."""
+"""Reference implementations of Luna and ConvLuna."""
 
 import math
 from typing import Any
@@ -10,7 +10,10 @@ from seqtk.testing.reference import Array, Problem
 
 
 def luna(problem: Problem) -> Array:
-    """Slots attend to the filtered context; queries attend to the slots (causal: to running means of the slots)."""
+    """Computes nested attention: slots attend to the filtered context, and queries attend to the slots.
+
+    In the causal role, queries attend to running means of the slots.
+    """
     rows, queries, _ = problem.x_BTD.shape
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(rows):
@@ -55,7 +58,10 @@ def _read(problem: Problem, query: Array, keys: list[Array], values: list[Array]
 
 
 def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
-    """Slot p holds k_p = mean of w_ps k_s and v_p = mean of w_ps v_s, with w_ps = log2(1 + 2^logit)."""
+    """Returns the output for x, the last position of the context, before the output projection.
+
+    Slot p has the key k_p = mean of w_ps k_s and the value v_p = mean of w_ps v_s, where w_ps = log2(1 + 2^logit).
+    """
     pack_keys, keys, values = (
         _filtered(problem, [_use(problem, use, c) for c in context]) for use in ("pack_key", "key", "value")
     )
@@ -78,7 +84,7 @@ def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
 
 
 def _use(problem: Problem, use: str, vector: Array) -> Array:
-    """Applies the projection for this use, which may be tied, shared or absent."""
+    """Applies the projection for a use such as "pack_key". The projection may be tied, shared or absent."""
     sharing, tied = getattr(problem.config, "sharing", "none"), problem.config.tie_kv
     if use.endswith("value"):
         if sharing == "simplified":
@@ -95,7 +101,10 @@ def _temperature(problem: Problem, part: str) -> float:
 
 
 def _filtered(problem: Problem, vectors: list[Array]) -> list[Array]:
-    """Window j has `kernel_size` vectors from j · stride on. With stride 1, it is centered, or ends at j if causal."""
+    """Returns one filtered vector per window. Window j has `kernel_size` vectors from j · stride on.
+
+    With stride 1, window j is centered at j, or ends at j in the causal role.
+    """
     kind = getattr(problem.config, "filter", "none")
     if kind == "none":
         return vectors

@@ -1,4 +1,4 @@
-"""Mega."""
+"""Reference implementation of Mega."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def _silu(vector: Array) -> Array:
 
 
 def _averages(problem: Problem, tokens: list[Array]) -> list[Array]:
-    """h = α β x + (1 - α δ) h for each channel and average, position by position; then η · h / √N."""
+    """Computes h = α β x + (1 - α δ) h for each channel and average, position by position; returns Σ η · h / √N."""
     names = ("share", "damping", "expand", "collapse")
     share, damping, expand, collapse = (problem.weights[f"average.{name}"] for name in names)
     alpha, delta = _sigmoid(share), _sigmoid(damping)
@@ -63,7 +63,7 @@ def _row(problem: Problem, tokens: list[Array]) -> list[Array]:
 
 
 def mega(problem: Problem) -> Array:
-    """Computes each row without its padding."""
+    """Computes the outputs row by row, each without padding."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row, pad_T in enumerate(problem.pad_BS):
         real = np.flatnonzero(~pad_T)

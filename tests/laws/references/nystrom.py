@@ -1,4 +1,4 @@
-"""Nyström attention."""
+"""Reference implementation of Nyström attention."""
 
 import math
 from typing import Any
@@ -9,7 +9,10 @@ from seqtk.testing.reference import Array, Problem
 
 
 def nystrom(problem: Problem) -> Array:
-    """S(Q, K̃) Z S(Q̃, K) V + conv(V), S the softmax of the products over √e, Z the iterated inverse of S(Q̃, K̃)."""
+    """Computes S(Q, K̃) Z S(Q̃, K) V + conv(V), where S(Q, K) = softmax(Q Kᵀ / √e).
+
+    Z is the pseudo-inverse of S(Q̃, K̃), from the paper's iteration.
+    """
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         real = np.flatnonzero(~problem.pad_BS[row])

@@ -1,4 +1,4 @@
-"""Memory-compressed attention and pooled keys."""
+"""Reference implementations of memory-compressed and pooled attention."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ Window = list[Array]
 
 
 def pooled(problem: Problem) -> Array:
-    """softmax over windows of q · pool(keys) / √e, times pool(values), the mean or the maximum by feature."""
+    """Computes attention to windows. The key and value of a window are the mean or, per feature, the maximum."""
 
     def pool(name: str, head: int, window: Window) -> Array:
         return np.mean(window, axis=0) if problem.config.pool == "mean" else np.max(window, axis=0)
@@ -22,7 +22,7 @@ def pooled(problem: Problem) -> Array:
 
 
 def memory_compressed(problem: Problem) -> Array:
-    """Like `pooled`, but a window becomes Σ_k W_k x_k + b, with weights for each head."""
+    """Computes attention to windows. The key and value of a window are Σ_k W_k x_k + b, with weights for each head."""
 
     def pool(name: str, head: int, window: Window) -> Array:
         weights = problem.weights[f"pool_{name}.weight"][head]
@@ -63,7 +63,7 @@ def _sees(problem: Problem, query: int, window: list[int], kernel: int) -> bool:
 def _pooled(
     problem: Problem, pool: Any, name: str, row: int, head: int, windows: list[list[int]], *, null: bool
 ) -> list[Array]:
-    """Returns the keys or values that a query sees, starting with the null one."""
+    """Returns the keys or values that a query sees, starting with the null key or value if `null` is set."""
     nulls = [problem.head(problem.weights["null"][("key", "value").index(name)], head)] if null else []
     rows = problem.attended_BSM[row]
     return nulls + [

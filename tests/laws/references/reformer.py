@@ -1,4 +1,4 @@
-"""Reformer: attention among positions in the same hash bucket."""
+"""Reference implementation of Reformer: attention among positions in the same hash bucket."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def reformer(problem: Problem) -> Array:
-    """Softmax over the union of the pairs that the rounds of hashing find."""
+    """Computes attention with one softmax over the union of the pairs that the rounds of hashing find."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         real = np.flatnonzero(~problem.pad_BS[row])
@@ -35,7 +35,7 @@ def reformer(problem: Problem) -> Array:
 
 
 def found(problem: Problem, buckets: list[int]) -> set[tuple[int, int]]:
-    """Returns the pairs (query, key) of one round of hashing."""
+    """Returns the pairs (query, key) that one round of hashing finds."""
     chunk = min(problem.config.chunk, problem.x_BTD.shape[1])
     order = sorted(range(len(buckets)), key=lambda t: (buckets[t], t))
     pairs = set()

@@ -1,4 +1,4 @@
-"""SimpleTRON."""
+"""Reference implementation of SimpleTRON."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def simpletron(problem: Problem) -> Array:
-    """Σ_s (q_t · k_s) v_s over the s seen, divided by √(n E); no output projection unless asked for."""
+    """Computes Σ_s (q_t · k_s) v_s / √(n E) over the n visible keys, and the output projection if configured."""
     config = problem.config
     rows, queries, dim = problem.x_BTD.shape
     y_BTD = np.zeros((rows, queries, dim))

@@ -1,4 +1,4 @@
-"""Sinkhorn attention: each block attends to itself and to a block of sorted keys."""
+"""Reference implementation of Sinkhorn attention: each block attends to itself and to a block of sorted keys."""
 
 import math
 from typing import Any
@@ -9,7 +9,10 @@ from seqtk.testing.reference import Array, Problem
 
 
 def sinkhorn(problem: Problem) -> Array:
-    """Softmax over the keys of the query's block and over the means of keys at equal places of all blocks, by share."""
+    """Computes one softmax over the keys of the query's block and over the sorted keys.
+
+    A sorted key is the mean, weighted by the sorting matrix, of the keys at the same position of all blocks.
+    """
     block = problem.config.block
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
@@ -41,7 +44,7 @@ def sinkhorn(problem: Problem) -> Array:
 
 
 def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
-    """Alternately divides the columns and rows of exp(logits / temperature) by their sums."""
+    """Returns exp(logits / temperature), whose columns and rows are alternately divided by their sums."""
     most = -(-problem.config.max_length // problem.config.block)
     logits = np.stack([problem.linear("sort", total)[head * most :][: len(sums)] for total in sums])
     p: Array = np.exp((logits - logits.max()) / problem.config.temperature)

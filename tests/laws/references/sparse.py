@@ -1,4 +1,4 @@
-"""Strided, fixed and BigBird's patterns."""
+"""Reference implementations of the strided and fixed patterns of Sparse Transformers, and of BigBird."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tests.laws.references.windows import patterned
 
 
 def strided_sparse(problem: Problem) -> Array:
-    """The first half of the heads (rounded up) attends to near positions, the others to a column."""
+    """Computes attention to near positions in half of the heads (rounded up), and to a column in the others."""
     stride, heads = problem.config.stride, problem.config.heads
 
     def pattern(row: int, head: int, t: int, s: int) -> bool:
@@ -24,7 +24,7 @@ def fixed_sparse(problem: Problem) -> Array:
 
 
 def bits(x: int) -> int:
-    """A hash of 32 bits."""
+    """Returns a 32-bit hash of an integer."""
     x &= 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x7FEB352D) % 2**32
     x = ((x ^ (x >> 15)) * 0x846CA68B) % 2**32
@@ -32,7 +32,7 @@ def bits(x: int) -> int:
 
 
 def bigbird(problem: Problem) -> Array:
-    """Neighbors, global blocks, and one block out of each of R ranges of the others."""
+    """Computes attention to neighboring blocks, global blocks, and one random block of each of R ranges of blocks."""
     config = problem.config
 
     def pattern(row: int, head: int, t: int, s: int) -> bool:

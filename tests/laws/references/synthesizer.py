@@ -1,4 +1,4 @@
-"""The Synthesizers and their mixtures."""
+"""Reference implementations of the Synthesizers and their mixtures."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from tests.laws.references.dot_product import dot
 
 
 def dense(problem: Problem, name: str) -> Logit:
-    """Element j of W2 relu(W1 x + b1) + b2, j the key's position."""
+    """Returns a function that computes the logit: element j of W2 relu(W1 x + b1) + b2, for a key at position j."""
 
     perceptron = _perceptron(problem, name)
 
@@ -23,7 +23,7 @@ def dense(problem: Problem, name: str) -> Logit:
 
 
 def factorized_dense(problem: Problem, name: str) -> Logit:
-    """A_p B_q with p b + q the key's position."""
+    """Returns a function that computes the logit A_p B_q of the key at position p b + q."""
 
     perceptron = _perceptron(problem, name)
 
@@ -36,7 +36,7 @@ def factorized_dense(problem: Problem, name: str) -> Logit:
 
 
 def _perceptron(problem: Problem, name: str) -> Callable[[str, int, int, int], Array]:
-    """(last linear layer, row, head, query) → its output."""
+    """Returns a function that computes the output of a perceptron from (last linear layer, row, head, query)."""
 
     @functools.cache
     def perceptron(last: str, row: int, head: int, query: int) -> Array:
@@ -49,7 +49,7 @@ def _perceptron(problem: Problem, name: str) -> Callable[[str, int, int, int], A
 
 
 def random(problem: Problem, name: str) -> Logit:
-    """R[t, s] of the head's matrix, t and s positions."""
+    """Returns a function that computes the logit R[t, s] of the head's matrix, for positions t and s."""
     matrix = problem.weights[f"{name}.matrix"]
 
     def logit(row: int, head: int, query: int, key: int) -> float:
@@ -59,7 +59,7 @@ def random(problem: Problem, name: str) -> Logit:
 
 
 def factorized_random(problem: Problem, name: str) -> Logit:
-    """Σ_k R1[t, k] R2[s, k], t and s positions."""
+    """Returns a function that computes the logit Σ_k R1[t, k] R2[s, k], for positions t and s."""
     first, second = problem.weights[f"{name}.query"], problem.weights[f"{name}.key"]
 
     def logit(row: int, head: int, query: int, key: int) -> float:
@@ -79,7 +79,10 @@ LOGITS: dict[str, Callable[[Problem, str], Logit]] = {
 
 
 def mixture(problem: Problem) -> Array:
-    """Σ w_i S_i, w by `mix`: 1; sigmoid(a) and 1 - sigmoid(a); exp(a_i) / Σ exp(a_j)."""
+    """Computes attention with the logits Σ w_i S_i.
+
+    The weights w_i depend on `mix`. They are 1; sigmoid(a) and 1 - sigmoid(a); or exp(a_i) / Σ exp(a_j).
+    """
     parts = problem.config.parts
     logits = [LOGITS[part](problem, f"sources.{part}") for part in parts]
     scalars = problem.weights.get("mixing")

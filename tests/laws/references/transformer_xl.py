@@ -1,4 +1,4 @@
-"""Transformer-XL: content and distance, each with a bias, over the last `memory_length` positions."""
+"""Reference implementation of Transformer-XL, whose positions see the last `memory_length` positions."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem, softmax_average
 
 
 def sinusoid(distance: int, dim: int) -> Array:
-    """Sines, then cosines, of distance · 10000^(-2i/D)."""
+    """Returns the sines, then the cosines, of distance · 10000^(-2i/D)."""
     angles = [distance / 10000 ** (2 * i / dim) for i in range(dim // 2)]
     return np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
 

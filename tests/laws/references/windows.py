@@ -1,4 +1,4 @@
-"""Local blocks, sliding windows and Longformer; and `patterned`, the base of all patterns of positions."""
+"""Reference implementations of local blocks, sliding windows and Longformer, and `patterned`, on which they build."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,10 @@ Pattern = Callable[[int, int, int, int], bool]
 
 
 def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str] = lambda t: "") -> Array:
-    """Dot-product attention to the keys of a pattern. `prefix` maps a query position to the prefix of projections."""
+    """Computes dot-product attention to the keys of a pattern.
+
+    `prefix` returns the prefix of the names of the projections for a query position.
+    """
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         for query in range(y_BTD.shape[1]):
@@ -29,7 +32,7 @@ def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str
 
 
 def _weigh(problem: Problem, prefix: str, row: int, head: int, query: int, seen: list[int]) -> Array:
-    """softmax(q · k / √e) over the keys seen, times their values; 0 if there are none."""
+    """Computes softmax(q · k / √e) over the keys `seen`, times their values, or 0 if there are none."""
     q = problem.head(problem.linear(f"{prefix}query", problem.x_BTD[row, query]), head)
     total, weight = np.zeros(len(q)), 0.0
     for key in seen:
@@ -41,7 +44,7 @@ def _weigh(problem: Problem, prefix: str, row: int, head: int, query: int, seen:
 
 
 def near(problem: Problem, t: int, s: int) -> bool:
-    """True if s is in the window of t."""
+    """Returns True if s is in the window of t."""
     distance = abs(t - s) * (2 if problem.role.name == "ENCODER" else 1)
     return bool(distance <= problem.config.window - (problem.role.name == "CAUSAL"))
 
@@ -52,7 +55,7 @@ def local_block(problem: Problem) -> Array:
 
 
 def longformer(problem: Problem) -> Array:
-    """Global positions attend to all, with separate projections; others to their window and the global positions."""
+    """Computes attention to windows and global positions. Global positions attend to all, by separate projections."""
     count = problem.config.global_tokens
     return patterned(
         problem,
