@@ -65,7 +65,7 @@ def test_adaptive_wikitext103_parameters_equal_fairseq() -> None:
     ("name", "layers", "dim"), [("transformer_lm_gpt2_medium", 36, 1280), ("transformer_lm_gpt2_big", 48, 1600)]
 )
 def test_language_model_parameter_count_equals_formula(name: str, layers: int, dim: int) -> None:
-    """A block has 12 D² weights and 13 D biases and norm parameters. The rest is the final norm and one embedding."""
+    """A block has 12 D² weights and 13 D biases and norm parameters. A model also has a norm and an embedding."""
     count = layers * (12 * dim**2 + 13 * dim) + 2 * dim + 1000 * dim
     assert lm_parameter_count(name, vocabulary=1000, tied=True) == count
 

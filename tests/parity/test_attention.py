@@ -11,7 +11,7 @@ BATCH, LENGTH, SOURCE, DIM, MEMORY_DIM, HEADS = 3, 5, 7, 12, 8, 3
 
 
 def torch_attention(layer: SoftmaxAttention) -> nn.MultiheadAttention:
-    """Returns torch's layer with the weights of our layer."""
+    """Returns torch's multi-head attention with the weights of seqtk's layer."""
     width = layer.memory_dim
     theirs = nn.MultiheadAttention(DIM, HEADS, kdim=width, vdim=width, batch_first=True, dtype=torch.float64)
     weights = {"out_proj.weight": layer.out.weight, "out_proj.bias": layer.out.bias}

@@ -17,7 +17,7 @@ def table(golden: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("order", ["sorted", "natural"])
 def test_batches_equal_fairseq(table: dict[str, Any], order: str) -> None:
-    """All batches are equal. Only seqtk has a last batch with the examples that do not fill a multiple."""
+    """The batches are equal, except that only seqtk has a last batch of examples that do not fill a multiple."""
     sizes = np.array(table["sizes"])
     indices = np.array(table["sorted_order"]) if order == "sorted" else np.arange(len(sizes))
     dropped_by_fairseq = 0
@@ -40,5 +40,5 @@ def test_batches_equal_fairseq(table: dict[str, Any], order: str) -> None:
     assert dropped_by_fairseq > 0
 
 
-def test_size_of_a_pair_is_its_longer_side(table: dict[str, Any]) -> None:
+def test_size_of_a_pair_is_the_larger_of_its_lengths(table: dict[str, Any]) -> None:
     assert np.maximum(table["source_lengths"], table["target_lengths"]).tolist() == table["sizes"]

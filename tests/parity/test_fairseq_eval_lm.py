@@ -60,7 +60,7 @@ def test_losses_equal_fairseq_eval_lm(
 
 
 def test_word_scores_equal_fairseq_eval_lm(golden: Path, name: str, model: Model) -> None:
-    """fairseq prints word scores with six digits. The stored scores are the first of the token stream."""
+    """fairseq prints word scores with six digits. Scores are stored for the first tokens of the stream."""
     data = DataBin(golden / "data-bin" / "lm")
     for run in stored(golden, name, "word_probs.json"):
         window = int(run["command"].split("--context-window ")[1].split()[0])

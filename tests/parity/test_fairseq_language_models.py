@@ -34,7 +34,7 @@ NAMES = ("transformer_lm", "transformer_lm_adaptive")
 
 @pytest.fixture(scope="module", params=NAMES)
 def stored_in(request: pytest.FixtureRequest, golden: Path) -> Path:
-    """The folder of a fairseq model and its stored results."""
+    """Returns the folder of a fairseq model and its stored results."""
     return golden / "models" / str(request.param)
 
 

@@ -160,7 +160,7 @@ def test_validation_loss_equals_fairseq_to_six_digits(golden: Path, name: str, m
 
 
 def test_gradients_equal_fairseq(golden: Path, name: str, model: Model) -> None:
-    # Uses float64. In float32, a ReLU input near 0 may have another sign, and so another gradient, on another CPU.
+    # Uses float64. In float32, a ReLU input near 0 may have a different sign, and so gradient, on a different CPU.
     model = model.double()
     stored = reference(golden, name, "gradients.json")
     batch = batch_of(list(zip(unpadded(stored["src_tokens"]), unpadded(stored["target"]), strict=True)))

@@ -40,7 +40,7 @@ def parameter_count(config: TransformerConfig, *, source: int, target: int) -> i
 
 
 def unused(config: TransformerConfig) -> int:
-    """Returns the size of `conv_bias`, which fairseq's dynamic convolutions neither initialize nor use."""
+    """Returns the number of elements of `conv_bias`, which fairseq's dynamic convolution does not initialize or use."""
     return (config.encoder.layers + config.decoder.layers) * config.dim
 
 

@@ -40,7 +40,7 @@ def test_label_smoothing_equals_fairseq(tables: Any, dtype: torch.dtype) -> None
 
 
 def real_positions(real_BT: torch.Tensor) -> torch.Tensor:
-    """Positions counted from the first real token, as fairseq numbers its left-padded rows."""
+    """Returns positions counted from the first real token, as fairseq numbers its left-padded rows."""
     return (real_BT.cumsum(1) - 1).clamp(min=0)
 
 

@@ -19,7 +19,7 @@ def stored(golden: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def items(stored: Any, tmp_path_factory: pytest.TempPathFactory) -> IndexedDataset:
-    """Sentences of the stored lengths, with consecutive token ids from 100."""
+    """Returns sentences of the stored lengths, with consecutive token ids from 100."""
     prefix = tmp_path_factory.mktemp("blocks") / "train"
     sizes = np.array(stored["sizes"])
     with IndexedWriter(prefix, vocabulary_size=1000) as writer:
