@@ -1,4 +1,4 @@
-"""BigBird: near, global and random blocks (Zaheer et al. 2020, arXiv 2007.14062, section 2 and appendix D).
+"""BigBird: attention to near, global and random blocks (Zaheer et al. 2020, arXiv 2007.14062, section 2, appendix D).
 
 B batch, T length, S key length, D width of the layer, H heads, E width of a head, N blocks of C positions, P blocks
 that a block sees, K = P C, R random blocks, M = B H N.
@@ -76,7 +76,7 @@ class BigBirdAttention(HeadwiseAttention):
         return y_M1CE.view(*query_BHTE.shape[:2], -1, query_BHTE.shape[3])
 
     def _seen_blocks(self, heads: slice, pad_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns index_BHNP and seen_BHNK for the blocks that each block sees: their indices and visible positions."""
+        """Returns the indices of the blocks that each block sees, BHNP, and a mask of their visible positions, BHNK."""
         config, device = self.config, pad_BT.device
         real_BNC = ~in_blocks(pad_BT, config.block, fill=True)
         batch, blocks = real_BNC.shape[:2]

@@ -56,7 +56,7 @@ class KernelAttention(HeadwiseAttention):
     def key_features(
         self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns φ(k)_BHSR, which is 0 at padding, and the argument `shift_BH1R` of `query_features` or None."""
+        """Returns (φ(k)_BHSR, shift). φ(k) is 0 at padding. `query_features` requires the shift, which may be None."""
         key_BHSR = self.features(key_BHSE, heads=heads, first=first)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
