@@ -211,7 +211,7 @@ class AdaptiveHead(Head):
         return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
 
     def _losses_of_all_bands(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Returns the pair of losses of each softmax, for compiled code: no shape depends on the targets."""
+        """Returns (loss, unsmoothed loss) of each softmax, for compiled code: no shape depends on the targets."""
         features_ND, real_N, band_N = self.dropout(features_ND), target_N != PAD, self.cut.number(target_N)
         losses = [
             linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)

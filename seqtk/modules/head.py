@@ -92,7 +92,7 @@ class LinearHead(Head):
 
 
 def picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N: Tensor) -> Tensor:
-    """Returns log_p_N of each target. Log-probabilities of all tokens exist for one chunk of positions at a time."""
+    """Returns log_p_N of each target. Log-probabilities of one chunk of positions are in memory at a time."""
     chunks = zip(
         torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N[:, None], CHUNK_POSITIONS), strict=True
     )

@@ -85,7 +85,7 @@ class LogSumExpAccumulator(NamedTuple):
 
 
 def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False) -> LogSumExpAccumulator:
-    """Computes the sums for each query over all S keys, or over the keys up to its position if `causal`."""
+    """Computes the weighted sums of each query over all S keys, or over the keys up to its position if `causal`."""
     future_TS1 = torch.ones_like(weight_TS, dtype=torch.bool).triu(1)[..., None] & causal
     scale_TSD = (keys.scale[..., None, :, :] + 0 * weight_TS[..., None]).masked_fill(future_TS1, NEG_INF).detach()
     scale_TD = scale_TSD.amax(-2)
@@ -270,7 +270,7 @@ def _halves(x_TD: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def _lower(x_TT: Tensor, size: int) -> Tensor:
-    """Returns a view of the blocks of `x_TT` whose rows are a later half and whose columns are its earlier half."""
+    """Returns a view of the blocks of `x_TT` whose rows are a later half and whose columns are the earlier half."""
     later_earlier = x_TT.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size)).select(-2, 0).select(-4, 1)  # type: ignore[no-untyped-call]
     return later_earlier.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # type: ignore[no-any-return]
 

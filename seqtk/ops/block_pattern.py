@@ -101,7 +101,7 @@ class WindowMask:
 
     @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
-        """Pairs (range of blocks, mask of its keys). The last F keys are the `first` positions.
+        """A list of pairs (range of blocks, mask of their keys). The last F keys are the `first` positions.
 
         The mask is seen_BNCK, True where a query sees a key. Without padding it is bias_11CK, 0 or -inf, which the
         kernel need not convert.

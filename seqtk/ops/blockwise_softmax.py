@@ -51,7 +51,7 @@ class LogitTensors(NamedTuple):
         return self.by_query + self.by_key + self.by_both
 
     def like(self, flat: Iterable[Tensor]) -> "LogitTensors":
-        """Returns the tensors of `flat`, the output of `flat()`, in the same groups as the tensors of `self`."""
+        """Groups a flat sequence of tensors like the tensors of `self`. This is the inverse of `flat`."""
         others = iter(flat)
         return LogitTensors(*(tuple(itertools.islice(others, len(group))) for group in self))
 
@@ -324,7 +324,7 @@ class _Plan:
     seed: int
 
     def slices(self, block: _Block) -> list[Any]:
-        """Returns the slices of the logits' tensors that a block uses."""
+        """Returns the slices of a block for each of the tensors from which logits are computed."""
         every = slice(None)
         kinds = (
             (every, block.heads, block.rows),
@@ -337,8 +337,11 @@ class _Plan:
         """Returns the logits of a block, computed from its slices of the tensors."""
         return self.spec.combine(self.spec.tensors.like(pieces), block.columns.stop)
 
-    def seen(self, logits_BHCS: Tensor, block: _Block) -> Tensor:
-        """Fills unseen logits with the lowest number, without a gradient; in place unless the logits are a table."""
+    def masked(self, logits_BHCS: Tensor, block: _Block) -> Tensor:
+        """Returns the logits without a gradient, and with a very low number where a query does not see a key.
+
+        May change `logits_BHCS` in place, unless the logits are a table.
+        """
         logits_BHCS = logits_BHCS.detach()
         if self.spec.is_table and (self.causal or self.pad_BS is not None):
             logits_BHCS = logits_BHCS.clone()
@@ -377,7 +380,7 @@ class _InBlocks(torch.autograd.Function):
         y_BHTE = torch.empty_like(value_BHSE)
         for block in plan.blocks:
             pieces = [tensor[place] for tensor, place in zip(inputs, plan.slices(block), strict=True)]
-            weights_BHCS = plan.seen(plan.logits(pieces, block), block).softmax(-1)
+            weights_BHCS = plan.masked(plan.logits(pieces, block), block).softmax(-1)
             kept_BHCS = plan.dropped(weights_BHCS, plan.bits(weights_BHCS, block, len(value_BHSE)))
             y_BHTE[:, block.heads, block.rows] = kept_BHCS @ value_BHSE[:, block.heads, block.columns]
         ctx.plan = plan
@@ -405,7 +408,7 @@ class _InBlocks(torch.autograd.Function):
             ]
             with torch.enable_grad(), torch.autocast("cpu", enabled=False):
                 logits_BHCS = plan.logits(pieces, block)
-                seen_BHCS = plan.seen(logits_BHCS, block).requires_grad_()
+                seen_BHCS = plan.masked(logits_BHCS, block).requires_grad_()
                 weights_BHCS = seen_BHCS.softmax(-1)
             grad_BHCE = grad_BHTE[:, block.heads, block.rows]
             bits_BHCS = plan.bits(weights_BHCS, block, batch)

@@ -105,7 +105,7 @@ def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
-    """Returns the weighted sum of the values over all positions. `values` lists one or two tensors of positions."""
+    """Returns the weighted sum of the values over all positions. `values` are one or two consecutive tensors."""
     pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
     products = [  # expand the weights; otherwise torch copies the values to form one product of all rows
         piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)

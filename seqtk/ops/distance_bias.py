@@ -41,7 +41,7 @@ def pairwise_bias(bias_of: BiasOf, length: int, *, causal: bool, device: torch.d
 
 
 def alibi_slopes(heads: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns slope_H = 2^(-8 i / p), i = 1 … p, for p heads, p a power of two.
+    """Returns ALiBi's slope of each head, slope_H. For p heads, p a power of two, it is 2^(-8 i / p), i = 1 … p.
 
     For other numbers of heads, p is the next smaller power of two, and the remaining heads have every second of the 2 p
     slopes, starting with the first (as in the authors' code).

@@ -25,7 +25,7 @@ STEP = 64
 
 
 def naive(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """Computes the map as one product."""
+    """Computes the linear map as one matrix product."""
     return functional.linear(x_NI, weight_OI, bias_O)
 
 
@@ -77,7 +77,7 @@ def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 
 def whole_rows(rows: int) -> int:
-    """Returns the number of rows in the first product. It has at most 16 values between consecutive powers of 2."""
+    """Returns the number of rows in the first of two products: at most 16 values between consecutive powers of 2."""
     return rows - rows % max(STEP, (1 << rows.bit_length()) // 32)
 
 
