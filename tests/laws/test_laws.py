@@ -1,4 +1,4 @@
-"""Every law, for every registered attention layer, in every role that it declares, at both sizes."""
+"""Checks every law for every registered attention layer, in every role that it declares, at both sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`run_laws` for the layer of a plug-in and without pytest, and the docs page of the laws."""
+"""Tests of `run_laws` with the layer of a plug-in and without pytest, and of the docs page of the laws."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """Beam search with fairseq's models, data and settings finds the hypotheses of fairseq.
 
 Hypotheses have equal tokens and the same order. Scores are in base 2. fairseq prints float32 numbers, which differ
-between batch sizes by 1e-6 if divided by the length, and by 3e-5 otherwise (index.json).
+between batch sizes by 1e-6 if divided by the length, and by 3e-5 otherwise (see index.json).
 """
 
 import functools

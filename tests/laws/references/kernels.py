@@ -55,7 +55,7 @@ def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: A
 
 
 def near(problem: Problem, row: int, _head: int, q: Array, query: int, k: Array, key: int) -> float:
-    """Returns relu(q) · relu(k) cos(π/2 (t - s) / M). In cross-attention, s counts real positions only."""
+    """Returns relu(q) · relu(k) cos(π/2 (t - s) / max_length). In cross-attention, s counts real positions only."""
     t = query
     s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else key
     return float(np.maximum(q, 0) @ np.maximum(k, 0)) * math.cos(math.pi / 2 * (t - s) / problem.config.max_length)
@@ -80,7 +80,7 @@ def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: i
 def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Array, _key: int) -> float:
     """Returns φ(q) · φ(k), where φ is a network whose result is divided by √e.
 
-    Each stage is x W, after a softplus in the last stage, times sigmoid(x U) or sigmoid(x A B) if it has a gate.
+    A stage is x W, or softplus(x W) in the last stage, times sigmoid(x U) or sigmoid(x A B) if it has a gate.
     """
     depth = problem.config.depth
 

@@ -19,7 +19,7 @@ def _silu(vector: Array) -> Array:
 
 
 def _averages(problem: Problem, tokens: list[Array]) -> list[Array]:
-    """Computes h = α β x + (1 - α δ) h for each channel and average, position by position; returns Σ η · h / √N."""
+    """Returns Σ η · h / √N of each channel, where h = α β x + (1 - α δ) h is computed position by position."""
     names = ("share", "damping", "expand", "collapse")
     share, damping, expand, collapse = (problem.weights[f"average.{name}"] for name in names)
     alpha, delta = _sigmoid(share), _sigmoid(damping)

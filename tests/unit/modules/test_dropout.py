@@ -21,7 +21,7 @@ def test_dropout_has_the_rate_and_keeps_the_mean(rate: float) -> None:
 
 
 def test_elements_are_dropped_independently() -> None:
-    """Four neighbors share a 64-bit draw, but their masks must be independent."""
+    """Four neighbors share a random 64-bit number, but their masks must be independent."""
     dropped = (keep_mask(torch.ones(400_000), 0.5) == 0).float() - 0.5
     for distance in (1, 2, 3, 4):
         correlation = (dropped[distance:] * dropped[:-distance]).mean() / 0.25

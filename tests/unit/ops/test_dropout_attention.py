@@ -13,7 +13,7 @@ CASES = ("plain", "scaled", "causal", "padding", "padding and causal", "boolean"
 
 
 def settings_of(case: str, length: int, keys: int) -> dict[str, Tensor | bool | float | None]:
-    """Returns the keyword arguments of `attend` in a case, for two rows and three heads."""
+    """Returns the keyword arguments of `attend` for a case, two rows and three heads."""
     padding = torch.arange(keys) < torch.tensor([keys - 3, 0])[:, None, None, None]  # the second row is empty
     if case == "relative positions":
         return {"bias": torch.randn(1, 3, length, keys, dtype=torch.double).requires_grad_()}

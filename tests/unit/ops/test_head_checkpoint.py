@@ -1,4 +1,4 @@
-"""Computing heads in groups equals computing all heads at once, also under autocast. A law checks every layer."""
+"""Heads computed in groups equal heads computed at once, also under autocast. A law checks this for every layer."""
 
 from collections.abc import Iterator
 from typing import Any

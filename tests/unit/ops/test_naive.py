@@ -529,7 +529,7 @@ class TestDropout:
 
     def test_elements_are_dropped_independently(self) -> None:
         kept = dropout.keep_mask(torch.ones(10**5), 0.5) > 0
-        for distance in (1, 2, 4):  # four elements share a draw
+        for distance in (1, 2, 4):  # four elements share a random number
             assert abs(float((kept[distance:] & kept[:-distance]).double().mean()) - 0.25) < 0.01
 
 
