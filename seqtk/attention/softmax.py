@@ -113,7 +113,7 @@ class SoftmaxAttention(QKVAttention):
         """Returns True if FlexAttention is used. Without CUDA, training raises UserError, and evaluation uses SDPA."""
         if self.config.backend == "flex" and device.type != "cuda" and self.training:
             raise UserError(
-                f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward pass.",
+                f"{self.slot}.backend=flex cannot train on {device.type}, where FlexAttention has no backward pass.",
                 f"Train on CUDA, or set {self.slot}.backend=sdpa, which gives the same results.",
             )
         return bool(self.config.backend == "flex") and device.type == "cuda"
@@ -145,7 +145,10 @@ def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
             "A query and a memory position have no distance. Set attention.positions=none.",
         )
     if config.positions == "rotary" and head_dim % 2:
-        raise UserError(f"attention.positions=rotary requires an even head width, but it is {head_dim}.")
+        raise UserError(
+            f"attention.positions=rotary requires an even head width, but it is {head_dim}.",
+            "Change the width or the heads, or set attention.positions=none.",
+        )
     if config.backend == "flex":
         if config.dropout:
             raise UserError(

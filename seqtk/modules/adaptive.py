@@ -41,7 +41,9 @@ class AdaptiveConfig:
         help="Ratio of the embedding widths of one band and the next. null: one embedding table.",
     )
     softmax_factor: float | None = setting(
-        4.0, at_least=1, help="Ratio of the widths of bands in the output layer. null: one softmax over all words."
+        4.0,
+        at_least=1,
+        help="Ratio of the widths of one band and the next in the output layer. null: one softmax over all words.",
     )
     tie_projections: bool = setting(
         True, help="Share projections between input and output. Only with tie_embeddings=true."
