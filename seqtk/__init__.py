@@ -15,7 +15,7 @@ __all__ = ["GenerationPipeline", "Pipeline", "Run", "TranslationPipeline", "load
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the Python API on first use, so that `import seqtk` takes no time."""
+    """Imports the Python API on first use, because the API imports torch, which takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'seqtk' has no attribute '{name}'")
     import importlib

@@ -16,7 +16,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """A training run in a folder."""
+    """A training run, stored in the folder `save_dir`."""
 
     save_dir: Path
     stopped_by: int = 0
@@ -27,7 +27,7 @@ class Run:
         return load(self.save_dir, **options)
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Returns the entries of `log.jsonl`, optionally only entries of one `kind` ("train" or "valid")."""
+        """Returns the entries of the log, `log.jsonl`, or only the entries of one `kind`: "train" or "valid"."""
         lines = map(json.loads, (self.save_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
         return [line for line in lines if kind is None or line["kind"] == kind]
 
@@ -36,9 +36,9 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
     """Trains a model, or resumes the run in `save_dir`.
 
     Args:
-        recipe: The name or path of a recipe, or a configuration. None: the defaults.
-        **overrides: Keys as on the command line. A nested key is set by a mapping, `task={"data": "data-bin/de_en"}`,
-            or by a dotted key: `**{"task.data": "data-bin/de_en"}`.
+        recipe: The name or path of a recipe, or a configuration. If it is None, all settings have their defaults.
+        **overrides: Settings to change, as on the command line. A nested setting is given by a mapping,
+            `task={"data": "data-bin/de_en"}`, or by a dotted key, `**{"task.data": "data-bin/de_en"}`.
 
     Returns:
         The run. Its method `load()` returns the best model.

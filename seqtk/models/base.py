@@ -1,4 +1,7 @@
-"""The base class of models."""
+"""The base class of models.
+
+B batch, T target length, D width.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,12 +28,15 @@ models: Registry["Model"] = Registry("model", ModelConfig)
 
 
 class Model(nn.Module):
-    """Base class of models: a network computes features of a batch, and a head computes losses or log-probabilities.
+    """Base class of models. A model computes features, and its head computes losses or log-probabilities from them.
 
-    The task builds its model with `build_model(config, BatchType, **sizes)`. The sizes depend on the type of the batch:
-    `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, and
-    `vocabulary` and `head` (a function from the width to the head) for a ClassBatch. A config with `input=values` also
-    requires `values`, the number that each token represents.
+    A task builds its model with `build_model(config, BatchType, **sizes)`. The required `sizes` depend on the type of
+    the batch:
+
+    - TranslationBatch: `source_vocabulary` and `target_vocabulary`.
+    - LanguageBatch and MaskedBatch: `vocabulary`.
+    - ClassBatch: `vocabulary`, and `head`, a function that builds the head for features of a given width. With
+      `input=values` also `values`, the number that each token represents.
     """
 
     reads: ClassVar[type[Batch]] = Batch
@@ -45,10 +51,10 @@ class Model(nn.Module):
         Args:
             batch: The batch of the model's task.
             state: The recurrent state that `forward` returned for the previous segments of these rows: a pytree whose
-                leaves are None or tensors with the batch first. None: these are the first segments.
+                leaves are None or tensors with the batch first. None for the first segments.
 
         Returns:
-            (features_BTD, recurrent state for the next segments). The state is None for models without one.
+            (features_BTD, recurrent state for the next segments). The state is None if the model has no recurrence.
         """
         raise NotImplementedError
 
@@ -58,7 +64,8 @@ class Model(nn.Module):
     def start(self, batch: Any) -> State:
         """Computes the encoder output, if any, and returns the decoding state before the first target token.
 
-        Attention layers keep their states in `StepState` nodes. All other leaves may change with each step.
+        The state is a pytree. Attention layers store their states in `StepState` nodes, which separate the leaves that
+        no step changes. All leaves outside these nodes may change with each step.
         """
         raise NotImplementedError
 
@@ -75,15 +82,18 @@ class Model(nn.Module):
         return (layer for _, layer in self.attention_layers())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns the modules that `fsdp2` may shard separately.
+        """Returns the modules that `parallel=fsdp2` may shard separately.
 
-        Each of them is called exactly once in a forward pass, and shares no weights with other modules.
+        Each of these modules is called exactly once in a forward pass, and shares no weights with other modules.
         """
         stacks = (module for name, module in self.named_modules() if name.split(".")[-1] == "blocks")
         return [block for stack in stacks for block in stack.children()]
 
     def most_restrictive_layer(self, side: Side) -> Attention | None:
-        """Returns the attention layer with the smallest `max_length` on this side, or None if no layer has a limit."""
+        """Returns the attention layer with the smallest `max_length` for the source or the target (`side`).
+
+        Returns None if no layer has a maximum length.
+        """
         roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
         layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
         limited = [layer for layer in layers if layer.max_length is not None]
@@ -111,5 +121,5 @@ def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
 
 
 def rows_of(state: State, rows: slice) -> State:
-    """Returns a slice of the rows of a state."""
+    """Returns the recurrent state of some rows."""
     return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)

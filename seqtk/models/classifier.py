@@ -30,7 +30,7 @@ class TransformerClassifierConfig(BlocksConfig):
 
     encoder: EncoderConfig = EncoderConfig()
     pre_norm: bool = True
-    max_source_length: int = setting(1024, at_least=1, help="The longest text, in tokens.")
+    max_source_length: int = setting(1024, at_least=1, help="Maximum number of tokens in a text.")
     causal: bool = setting(
         False, help="Each position sees only earlier positions. Set it for layers that have only a causal form."
     )
@@ -41,13 +41,13 @@ class TransformerClassifierConfig(BlocksConfig):
     )
     value_mean: float = setting(127.5, help="With input=values: this mean is subtracted from each number.")
     value_std: float = setting(
-        127.5, above=0, help="With input=values: the difference is divided by this standard deviation."
+        127.5, above=0, help="With input=values: each number is divided by this after value_mean is subtracted."
     )
 
 
 @models.register("transformer_classifier", TransformerClassifierConfig)
 class TransformerClassifier(Model):
-    """The classifier: an embedding, an encoder and a head.
+    """A classifier of texts: an embedding, an encoder and a head.
 
     Args:
         config: The settings of the model.
@@ -93,7 +93,10 @@ class TransformerClassifier(Model):
         self.head = built
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns (features_RSD, None). The feature of the class vector, if the head reads one, is at position 0."""
+        """Returns features_RSD, and None, because there is no recurrent state.
+
+        If the head reads a class vector, the feature of this vector is at position 0.
+        """
         texts_RS = batch.texts
         x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
         front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)

@@ -31,11 +31,11 @@ class TransformerLMConfig(BlocksConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Maximum number of tokens in a sample, and number of learned positions. Ignored if all layers have a "
-        "memory and positions=none.",
+        help="Maximum number of tokens in a sample, and number of learned positions. Ignored with positions=none if "
+        "all attention layers have a recurrent state.",
     )
     tie_embeddings: bool = setting(
-        True, help="Share the embedding table of input and output (with an adaptive softmax, that of each band)."
+        True, help="Share one embedding table between input and output. With an adaptive softmax: one table per band."
     )
     adaptive: AdaptiveConfig | None = setting(
         None, help="Adaptive input and softmax, which use narrower vectors for rarer words. null: neither."
@@ -56,7 +56,7 @@ def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | 
 
 
 def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embedding | AdaptiveEmbedding) -> Head:
-    """Builds the output head. With `tie_embeddings`, it uses the vectors of `tokens`."""
+    """Builds the output head. With `tie_embeddings`, the head shares the weights of `tokens`."""
     adaptive = config.adaptive
     if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
         raise UserError(
@@ -80,7 +80,10 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
 
 
 class LanguageModel(Model):
-    """Base class of language models. `forward` reads `previous_BT` of a LanguageBatch; position t sees tokens <= t."""
+    """Base class of language models.
+
+    `forward` reads `previous_BT` of a LanguageBatch. The feature of position t depends only on tokens 0 to t.
+    """
 
     reads = LanguageBatch
 
@@ -97,7 +100,7 @@ class LanguageModel(Model):
         return state
 
     def empty_state(self, batch: int, device: torch.device) -> State:
-        """Returns the state of `batch` rows before their first token."""
+        """Returns the decoding state of `batch` rows before the first token."""
         raise NotImplementedError
 
 
@@ -115,11 +118,11 @@ class TransformerLM(LanguageModel):
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
         recurrent = all(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
-        if config.positions != "none" or not recurrent:  # otherwise a text may have any length
+        if config.positions != "none" or not recurrent:  # in all other cases, a text may have any length
             self.max_target_length = config.max_length
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns (features_BTD, states of the layers whose scope is SEGMENT)."""
+        """Returns (features_BTD, recurrent state). Only layers with the scope SEGMENT have a recurrent state."""
         if any(leaf is not None for leaf in tree_leaves(state)):
             self.check_supports_recurrent_state()
         position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]

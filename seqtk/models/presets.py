@@ -1,10 +1,14 @@
 """fairseq's named architectures, for example `model=transformer_wmt_en_de_big`.
 
-Each is a model with different defaults. A recipe can change them. Unlike in fairseq, source, target and output share
-one table by default (`share_embeddings`, `tie_embeddings`). Sizes and rates come from fairseq's model zoo, which
-follows Vaswani et al. 2017, table 3, the later settings of tensor2tensor (`_t2t`), and Wu et al. 2019 (arXiv
-1901.10430, section 4). The presets of Wu et al. use dynamic convolutions for self-attention. For lightweight
-convolutions, set a pattern of `lightweight_conv` layers with the same kernel sizes.
+Each architecture is a registered model with different defaults, which a recipe can change. Descriptions give the width,
+the inner width of the feed-forward networks, and the number of heads: 512 / 2048 / 8 heads.
+
+Sizes and dropout rates come from fairseq's model zoo. They are those of Vaswani et al. 2017, table 3, of tensor2tensor
+(`_t2t`), and of Wu et al. 2019 (arXiv 1901.10430, section 4). There is one difference: source, target and output share
+one embedding table by default (`share_embeddings`, `tie_embeddings`).
+
+The presets of Wu et al., `lightconv…`, use dynamic convolutions for self-attention. For lightweight convolutions, set a
+pattern of `lightweight_conv` layers with the same kernel sizes.
 """
 
 from dataclasses import field, make_dataclass
@@ -36,7 +40,10 @@ def preset(name: str, base: str, about: str, /, **defaults: Any) -> None:
 
 
 def _convolutions(**fields: Any) -> dict[str, EncoderConfig | DecoderConfig]:
-    """Returns an encoder and a decoder with dynamic convolutions. Kernels and cross-attention have the same dropout."""
+    """Returns configs of an encoder and a decoder with dynamic convolutions.
+
+    Their kernels and the weights of cross-attention have the same dropout.
+    """
     encoder, decoder = (
         tuple(DynamicConvConfig(kernel_size=size, **fields) for size in sizes)
         for sizes in (ENCODER_KERNELS, DECODER_KERNELS)
@@ -73,7 +80,7 @@ preset(
 preset(
     "transformer_vaswani_wmt_en_fr_big",
     "transformer_vaswani_wmt_en_de_big",
-    "Transformer big with the dropout of 0.1 for a corpus of 36 million pairs.",
+    "Transformer big with dropout 0.1, for a large corpus (36 million pairs).",
     dropout=0.1,
 )
 preset(
@@ -97,11 +104,11 @@ preset(
     "Dynamic convolutions of 3 to 31 taps: 7 + 6 blocks of 512 / 2048 / 8 heads.",
     **_convolutions(input_dropout=0.1),
 )
-preset("lightconv_wmt_en_de", "lightconv", "The same as lightconv.")
+preset("lightconv_wmt_en_de", "lightconv", "A second name of lightconv.")
 preset(
     "lightconv_iwslt_de_en",
     "lightconv",
-    "7 + 6 blocks of 512 / 1024 / 4 heads with convolutions without gates.",
+    "Dynamic convolutions without gates: 7 + 6 blocks of 512 / 1024 / 4 heads.",
     ffn_dim=1024,
     heads=4,
     **_convolutions(glu=False, dropout=0.1),
@@ -109,18 +116,16 @@ preset(
 preset(
     "lightconv_wmt_en_de_big",
     "lightconv",
-    "7 + 6 blocks of 1024 / 4096 / 16 heads, dropout 0.3.",
+    "Dynamic convolutions: 7 + 6 blocks of 1024 / 4096 / 16 heads, dropout 0.3.",
     **BIG,
     **_convolutions(input_dropout=0.1, dropout=0.1),
     dropout=0.3,
 )
-preset(
-    "lightconv_wmt_en_fr_big", "lightconv_wmt_en_de_big", "The big convolutional model with dropout 0.1.", dropout=0.1
-)
+preset("lightconv_wmt_en_fr_big", "lightconv_wmt_en_de_big", "lightconv_wmt_en_de_big with dropout 0.1.", dropout=0.1)
 preset(
     "lightconv_wmt_zh_en_big",
     "lightconv_wmt_en_de_big",
-    "The big convolutional model with dropout 0.2, also of kernels and attention weights.",
+    "lightconv_wmt_en_de_big with dropout 0.2, also of kernels and attention weights.",
     **_convolutions(input_dropout=0.1, dropout=0.2),
     dropout=0.2,
 )
@@ -169,7 +174,7 @@ preset(
     dropout=0.3,
     activation_dropout=0.1,
 )
-preset("transformer_lm_baevski_wiki103", "transformer_lm_wiki103", "The same as transformer_lm_wiki103.")
+preset("transformer_lm_baevski_wiki103", "transformer_lm_wiki103", "A second name of transformer_lm_wiki103.")
 preset(
     "transformer_lm_gbw",
     "transformer_lm",
@@ -181,4 +186,4 @@ preset(
     pre_norm=True,
     final_norm=False,
 )
-preset("transformer_lm_baevski_gbw", "transformer_lm_gbw", "The same as transformer_lm_gbw.")
+preset("transformer_lm_baevski_gbw", "transformer_lm_gbw", "A second name of transformer_lm_gbw.")

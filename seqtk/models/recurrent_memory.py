@@ -1,4 +1,4 @@
-"""The Recurrent Memory Transformer as a language model. Memory tokens pass information from a segment to the next.
+"""The Recurrent Memory Transformer as a language model. Memory tokens pass information from segment to segment.
 
 B batch, T length of a sample, S tokens of a segment, M memory tokens, N = S + 2 M, D width.
 """
@@ -28,7 +28,7 @@ class RecurrentMemoryLMConfig(TransformerLMConfig):
         help="Number of learned positions, at least segment_length + 2 × memory_tokens.",
     )
     segment_length: int = setting(
-        512, at_least=1, help="Tokens in a segment. A sample is split into segments, and gradients flow between them."
+        512, at_least=1, help="Number of tokens in a segment. Samples are split into segments; gradients cross them."
     )
     memory_tokens: int = setting(
         10, at_least=0, help="Number of memory vectors that a segment reads before its tokens and writes after them."
@@ -58,7 +58,7 @@ class RecurrentMemoryLM(TransformerLM):
                     f"exceeds {owner}.max_length={limit}.",
                     f"Set {owner}.max_length={length}, or lower model.segment_length or model.memory_tokens.",
                 )
-        # The same initial scale as token vectors.
+        # Memory vectors have the same initial scale as token vectors.
         deviation = self.embedding.scale / math.sqrt(config.dim)
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
@@ -67,14 +67,14 @@ class RecurrentMemoryLM(TransformerLM):
         return iter(())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns no modules: a block is called once per segment, and the number of segments may differ by process."""
+        """Returns no modules: a block is called once per segment, and processes may differ in their segments."""
         return []
 
     def check_supports_recurrent_state(self) -> None:
         """Never fails: a recurrent state is always supported, because positions restart in each segment."""
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns (features, memory of the last segment). Padding is allowed only at the end of a text."""
+        """Returns (features_BTD, memory of the last segment). Padding is allowed only at the end of a text."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
         if state is not None:
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
@@ -104,7 +104,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
 
     def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """Computes the positions of x one by one. Returns (features, the state after the last position)."""
+        """Runs the decoder on the positions of x one by one. Returns (features_BTD, state after the last position)."""
         features = [x_BTD[:, :0]]
         for x_BD in x_BTD.unbind(1):
             placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])

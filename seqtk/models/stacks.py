@@ -1,6 +1,7 @@
 """Stacks of blocks with any attention layers: the encoder, and the decoder, which is also used by language models.
 
-B batch, S source length, T target length, D width of the stack, M width of the memory, N memory tokens.
+B batch, S source length, T target length, D width of the stack, M width of the memory, N memory tokens, F vectors that
+the model puts before the source.
 """
 
 import re
@@ -35,7 +36,7 @@ CROSS_SLOT = "model.decoder.cross_attention"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Settings of both encoder and decoder. A size of None means the size of the model."""
+    """Settings that an encoder and a decoder have in common. A size of None is the size of the whole model."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     dim: int | None = setting(None, at_least=1, help="Width of the stack. null: the model's dim.")
@@ -58,7 +59,7 @@ class EncoderConfig(StackConfig):
     stem_width: int | None = setting(
         None,
         at_least=1,
-        help="Width of the images in pixels, for two-dimensional stem convolutions. null: one-dimensional ones.",
+        help="Width of the images in pixels, for two-dimensional stem convolutions. null: one-dimensional stem.",
     )
 
 
@@ -71,7 +72,7 @@ class DecoderConfig(StackConfig):
 
 @dataclass(frozen=True)
 class BlocksConfig(ModelConfig):
-    """Base class of the configs of models that consist of blocks."""
+    """Base class of the configs of models that consist of Transformer blocks."""
 
     dim: int = setting(512, at_least=1, help="Width of the model.")
     ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
@@ -81,7 +82,7 @@ class BlocksConfig(ModelConfig):
         help="Position embeddings, added to token embeddings. none: for attention layers that encode positions.",
     )
     pre_norm: bool = setting(
-        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
+        False, help="Normalize before each sublayer and after the last block, instead of after each sublayer."
     )
     scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
     norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
@@ -100,7 +101,7 @@ class BlocksConfig(ModelConfig):
     )
 
     def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
-        """Returns the options of the blocks of a stack, whose sizes may differ from the model's."""
+        """Returns the options of the blocks of `stack`. A size that `stack` does not set is the model's size."""
         return BlockOptions(
             dim=stack.dim or self.dim,
             ffn_dim=stack.ffn_dim or self.ffn_dim,
@@ -126,7 +127,7 @@ class BlocksConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """Options that all blocks of a model share."""
+    """Options that all blocks of a stack share."""
 
     dim: int
     ffn_dim: int
@@ -171,7 +172,10 @@ class BlockOptions:
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
-    """Returns one config per block. Raises UserError if the list is empty, or longer than the stack."""
+    """Returns the attention config of each of `count` blocks: the pattern, repeated.
+
+    Raises UserError if the pattern is empty or has more than `count` layers.
+    """
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' has {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
@@ -183,8 +187,8 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
 def run_block(block: nn.Module, *inputs: Any, index: int, every: int, **options: Any) -> Any:
     """Calls block `index` of a stack. One in `every` blocks is recomputed in the backward pass.
 
-    For such a block, only the inputs are stored (Chen et al. 2016, arXiv:1604.06174). Both computations have the same
-    dropout.
+    A recomputed block stores only its inputs (Chen et al. 2016, arXiv:1604.06174). The second computation has the same
+    dropout masks as the first.
     """
     if every and index % every == 0 and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False, **options)
@@ -216,10 +220,10 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder blocks, with a final norm if they are pre-norm.
 
-    `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): learned vectors
-    are put before the source, take part in attention, and are removed from the output.
+    With `memory_tokens`, it is a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): learned vectors
+    are put before the source. Attention includes them, and they are removed from the output.
 
-    With the role CAUSAL, positions do not see later positions.
+    With the role CAUSAL, a position does not see later positions.
     """
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
@@ -248,7 +252,7 @@ class Encoder(nn.Module):
         return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
 
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
-        """Returns the longest source, at most `limit`, that fits into every layer together with the memory tokens.
+        """Returns the maximum source length, at most `limit`, that fits into every layer with the memory tokens.
 
         `further` is the number of additional vectors that the model puts before the source.
         """
@@ -265,7 +269,7 @@ class Encoder(nn.Module):
         return longest
 
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, front_BFD: Tensor | None = None) -> Tensor:
-        """Computes the blocks.
+        """Computes the output of the stack.
 
         Args:
             x_BSD: The source.
@@ -294,7 +298,7 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A decoder block: causal self-attention, cross-attention if there is a memory, then feed-forward."""
+    """A decoder block: causal self-attention, cross-attention (if there is an encoder), then feed-forward."""
 
     def __init__(
         self,
@@ -334,7 +338,7 @@ class DecoderBlock(nn.Module):
             if self.self_attention.scope is Scope.SEGMENT:
                 with torch.no_grad():
                     _, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
-            # Zero-valued, but depends on every parameter: data parallelism expects a gradient for each of them.
+            # This zero depends on every parameter, because data parallelism expects a gradient for each parameter.
             zero = torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
             return x_BTD + zero, new_state
         y_BTD, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
@@ -392,7 +396,7 @@ class Decoder(nn.Module):
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        """Returns (outputs, recurrent state of each block). `state` is None for the first segment."""
+        """Returns (y_BTD, list of the recurrent state of each block). `state` is None for the first segment."""
         new_state = []
         for index, (block, block_state) in enumerate(zip(self.blocks, state or [None] * len(self.blocks), strict=True)):
             run = partial(run_block, block, index=index, every=self.recompute_every)

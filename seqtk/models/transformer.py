@@ -1,4 +1,4 @@
-"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layers in its three kinds of attention.
+"""The Transformer encoder–decoder (Vaswani et al. 2017), with any layers for self-attention and cross-attention.
 
 B batch, S source length, T target length, D width of the decoder, M width of the encoder.
 """
@@ -33,13 +33,13 @@ class TransformerConfig(BlocksConfig):
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     max_source_length: int = setting(
-        1024, at_least=1, help="Maximum tokens in a source, and number of learned positions."
+        1024, at_least=1, help="Maximum number of tokens in a source, and number of learned positions."
     )
     max_target_length: int = setting(
-        1024, at_least=1, help="Maximum tokens in a target, and number of learned positions."
+        1024, at_least=1, help="Maximum number of tokens in a target, and number of learned positions."
     )
     share_embeddings: SharedEmbeddings = setting(
-        "all", help="Share an embedding table. all: of source, target and output. decoder: of target and output."
+        "all", help="Embeddings that share a table. all: source, target and output. decoder: target and output."
     )
 
 
@@ -76,7 +76,7 @@ class Transformer(Model):
         )
 
     def encode(self, source_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the encoder output memory_BSM and its padding pad_BS."""
+        """Returns the encoder output memory_BSM, and pad_BS, which is True at padding."""
         pad_BS = source_BS == PAD
         position_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
         return self.encoder(self.source_embedding(source_BS, position_1S), pad_BS=pad_BS), pad_BS
