@@ -50,7 +50,7 @@ class TaskConfig:
     temperature: float = setting(
         1.0,
         at_least=1,
-        help="For task.mix: the share of a corpus is proportional to (weight × examples)^(1 / temperature).",
+        help="With task.mix: a corpus has a share of the examples proportional to (weight × size)^(1 / temperature).",
     )
 
 
@@ -109,7 +109,10 @@ class Task:
 
     @contextmanager
     def reading(self, data: Any) -> Iterator[None]:
-        """Context manager in which the task reads different data. Raises UserError if they cannot be read."""
+        """Context manager in which the task reads `data` instead of its current data.
+
+        Raises UserError if the task cannot read them.
+        """
         raise UserError("This task does not support data other than its training data.", f"Remove {data}.")
         yield
 
@@ -138,7 +141,10 @@ class Task:
         return None
 
     def outputs(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
-        """Returns the model's output for each row of a batch of examples of `dataset`. Optional: see `has_outputs`."""
+        """Returns the model's output for each example of a batch.
+
+        A subclass may implement this method; see `has_outputs`. `dataset` contains the examples of the batch.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -171,7 +177,7 @@ class Task:
                 yield TooLong(side, limit, examples=longer_N, sizes=sizes_N[longer_N])
 
     def shortening(self, *, training: bool) -> str | None:
-        """Returns the setting that shortens examples, for the advice in errors, or None if there is no such setting."""
+        """Returns the words after "set" in errors about long examples, or None if no setting shortens examples."""
         return None
 
     def report(
@@ -197,14 +203,16 @@ class Task:
         """Adds up the statistics of the criterion over batches, and collects the model's outputs.
 
         Args:
-            step: Computes the statistics of a batch and the recurrent state after it, given the state before it.
+            step: A function of a batch and the recurrent state before it, which returns the statistics of the batch
+                and the recurrent state after it.
             batches: The indices of the examples of each batch. Empty batches are skipped.
-            search: The settings of the search for outputs. None: no outputs are computed.
+            search: The settings of the search for outputs. If it is None, no outputs are computed.
             continuous: True if the rows of a batch continue the rows of the previous batch.
             before_each: Called before each batch, including empty ones.
 
         Returns:
-            (float64 sums on the device, the number of targets, the outputs in the order of the batches).
+            (sums of the statistics, in float64 on the device; the number of targets; the outputs in the order of the
+            batches).
         """
         stats: Stats = {}
         outputs: list[Output] = []
@@ -247,15 +255,15 @@ class Task:
         Args:
             model: The model, in evaluation mode.
             split: The split of the task's data.
-            criterion: The criterion, which computes the statistics. None: cross entropy.
-            names: The metrics. None: all available metrics of the task.
+            criterion: The criterion, which computes the statistics. If it is None, it is cross entropy.
+            names: The metrics. If it is None, these are all available metrics of the task.
             decode: True to compute the model's outputs, for metrics that need them.
-            search: The settings of the search for outputs. None: the defaults.
+            search: The settings of the search for outputs. If it is None, they have their defaults.
             references: Sets of references, line by line, in addition to those in the data.
             batching: The maximum size of a batch. With `streams`, the text is split into this number of streams, each
                 with a recurrent state.
             bf16: True to compute matrix products in bfloat16.
-            resamples: The number of bootstrap samples for confidence intervals of classifiers. 0: no intervals.
+            resamples: The number of bootstrap samples for confidence intervals of classifiers, or 0 for no intervals.
             progress: True to show a progress bar on a terminal.
 
         Raises:

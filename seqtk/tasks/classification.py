@@ -1,4 +1,4 @@
-"""Classification: one class for each text, or for each pair of texts.
+"""Classification: the model predicts a class for each text, or for each pair of texts.
 
 B batch, N examples, C classes.
 """
@@ -39,7 +39,7 @@ from seqtk.utils.suggestions import nearest
 
 Ids = npt.NDArray[np.int64]
 MAX_CONFUSION_CLASSES = 20
-"""The confusion matrix of more classes than this is not printed."""
+"""The maximum number of classes for which the confusion matrix is printed."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ class MatchingConfig(ClassificationConfig):
 
 
 class LabelledTexts:
-    """The examples of a split. Example i is `(i, ids of each text, class)`.
+    """The examples of a split. Example i is `(i, token ids of each text, class)`.
 
     Args:
         sides: The texts of the examples; for pairs, the first texts and the second texts.
         label_N: The class of each example.
         eos: True if texts end in EOS. An empty text always ends in EOS.
-        limit: The length to which texts are truncated. None: no limit.
-        lines: A function that returns the original (first) texts, or None if they are not stored.
+        limit: The length to which texts are truncated, or None if they are not truncated.
+        lines: A function that returns the original texts (of pairs, the first texts), or None if they are not stored.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ClassReport(Report):
 
 @tasks.register("classification", ClassificationConfig)
 class ClassificationTask(TextTask):
-    """Text classification: one class for each text."""
+    """Text classification: the model predicts a class for each text."""
 
     metrics = ("loss", "nll", "accuracy", "macro_f1", "ece")
     sides: ClassVar[tuple[Side, ...]] = ("source",)
@@ -300,7 +300,10 @@ class ClassificationTask(TextTask):
         return tuple(ids if self.config.eos or len(ids) == 1 else ids[:-1] for ids in encoded)
 
     def check_image(self, row: Sequence[Ids], place: str) -> None:
-        """Raises UserError if the model reads images and `row` has a different size. The error begins with `place`."""
+        """Raises UserError if the model reads images, and `row` has a different size or a value that is not a pixel.
+
+        The error begins with `place`, which describes where the image is from.
+        """
         if self.pixels is None:
             return
         for ids in row:
@@ -328,7 +331,10 @@ class ClassificationTask(TextTask):
         }
 
     def _token_values(self) -> list[float]:
-        """Returns the number that each token represents (special symbols: NaN). Raises UserError for other text."""
+        """Returns the number that each token represents, which is NaN for special symbols.
+
+        Raises UserError if a token is not a number.
+        """
         numbers = [float("nan")] * len(SPECIALS)
         for token in self.vocabulary.tokens[len(SPECIALS) :]:
             try:
@@ -411,7 +417,7 @@ class ClassificationTask(TextTask):
 
 @tasks.register("matching", MatchingConfig)
 class MatchingTask(ClassificationTask):
-    """Classification of pairs of texts. A dual encoder encodes both texts separately, with the same weights."""
+    """Classification of pairs of texts. One encoder encodes the two texts separately (a dual encoder)."""
 
     sides = ("source", "source")
     pairs = True

@@ -1,4 +1,4 @@
-"""Language modeling: the model predicts each token of a text. `SampleTask` is the base class of similar tasks."""
+"""Language modeling: the model predicts each token of a text. `SampleTask` is its base class, also of masked_lm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class LanguageModelingConfig(TaskConfig):
 
 
 class SampleTask(TextTask):
-    """Base class of tasks on samples of a stream of tokens, with one vocabulary and one tokenizer."""
+    """Base class of tasks that split a stream of tokens into samples. They have one vocabulary and one tokenizer."""
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)

@@ -26,7 +26,7 @@ class MaskedLMConfig(LanguageModelingConfig):
 
 @tasks.register("masked_lm", MaskedLMConfig)
 class MaskedLMTask(SampleTask):
-    """Masked language modeling: the model predicts masked tokens from all tokens. The loss is per masked token."""
+    """Masked language modeling: the model predicts masked tokens from the text around them."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "accuracy")
     sides = ("source",)

@@ -31,14 +31,16 @@ def other_data(
     references: Sequence[str] = (),
     columns: Columns | None = None,
 ) -> Iterator[str]:
-    """Context manager in which a task reads different data. Yields the name of the split.
+    """Context manager in which a task reads `data` or `input` instead of its training data.
+
+    Yields the name of the split to read.
 
     Args:
         task: The task of a loaded model.
-        data: The location of the data. None: the training data.
+        data: The location of the data. If it is None, it is the location of the training data.
         split: The split of the data.
-        input: A text file to read instead of a split. "-": standard input.
-        references: For translation: the files with the references. Only the first file is read as the target.
+        input: A text file to read instead of a split, or "-" for standard input.
+        references: For translation: the files with the references. The first file becomes the target.
         columns: For a classifier: the columns of `input` that contain the texts and the classes.
     """
     if input is not None and data is not None:
@@ -113,7 +115,7 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Returns the lines of each file. Each file is given as (key, path): the setting, and its value.
+    """Returns the lines of each file. A file is given as (name of a setting, path, which is its value).
 
     Raises UserError unless all files have the same number of lines.
     """

@@ -25,7 +25,7 @@ class Report:
         return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
 
     def lines(self) -> list[str]:
-        """Returns the lines to print: the counts, each metric with its unit and confidence interval, the signatures."""
+        """Returns lines to print: the counts, each metric with its unit and confidence interval, and the signatures."""
         about = ", ".join(
             how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
         )

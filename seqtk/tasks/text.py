@@ -1,4 +1,4 @@
-"""The base class of tasks on text, and the assets of tokenizers in a model file."""
+"""The base class of tasks on text, and functions that store tokenizers in a model file and load them."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,14 @@ from seqtk.utils.errors import UserError
 
 
 class TextTask(Task):
-    """Base class of tasks on text. They read all data from a source (`task.source`)."""
+    """Base class of tasks on text, which read all data from a source (the setting `task.source`)."""
 
     pairs: ClassVar[bool] = False
     """True if each example is a pair of texts, so that the source must have two sides."""
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
-        """Checks a newly opened source. If the task already has vocabularies, the source uses them from now on.
+        """Checks a newly opened source. If the task already has vocabularies, the source must use them.
 
         Raises:
             UserError: If the source does not match the task or its vocabularies.
@@ -32,7 +32,7 @@ class TextTask(Task):
         """Returns the source of the data, and opens it if needed.
 
         Args:
-            data: A location or source that replaces the current source. None: the current source.
+            data: A location or source that replaces the current source. If it is None, the current source is kept.
 
         Raises:
             UserError: If the data cannot be read, or do not match the task or its vocabularies.
@@ -47,7 +47,7 @@ class TextTask(Task):
 
     @contextmanager
     def reading(self, data: str | Source) -> Iterator[None]:
-        """Context manager in which the task reads a different location or source. Raises the errors of `open`."""
+        """Context manager in which the task reads `data` instead of its current source. Raises the errors of `open`."""
         before = self._source
         try:
             self.open(data)

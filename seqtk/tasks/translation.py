@@ -29,7 +29,10 @@ class TranslationConfig(TaskConfig):
 
 
 class PairDataset:
-    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines` are the original texts, or None."""
+    """The sentence pairs of a split. Example i is `(i, source ids, target ids)`.
+
+    `source_lines` and `target_lines` are the original texts, or None if these are not stored.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class PairDataset:
         for lines in (source_lines, target_lines):
             if lines is not None and len(lines) != len(source):
                 raise UserError(
-                    f"The stored text of a split has {len(lines)} lines, but the split has {len(source)} items.",
+                    f"The stored text of a split has {len(lines)} lines, but the split has {len(source)} sentences.",
                     "Preprocess the corpus again.",
                 )
         self.source, self.target = source, target
@@ -59,14 +62,14 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Returns True if a source is an empty line. Then its translation is empty."""
+        """Returns True if the source of an example is an empty line. Its translation is empty."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
         return index, self.source[index], self.target[index]
 
     def take(self, indices: Sequence[int]) -> list[tuple[int, Any, Any]]:
-        """Returns several examples at once."""
+        """Returns the examples at `indices`, which is faster than reading them one by one."""
         return list(zip(indices, take(self.source, indices), take(self.target, indices), strict=True))
 
 
@@ -106,7 +109,7 @@ class TranslationTask(TextTask):
     def connect(self, source: Source) -> None:
         if source.target_lang is None:
             raise UserError(
-                f"{source.name} holds monolingual text, not pairs of sentences.",
+                f"{source.name} contains monolingual text, not pairs of sentences.",
                 "Preprocess pairs: seqtk-preprocess source_lang=… target_lang=….",
                 "seqtk-train task=language_modeling trains a language model on monolingual text.",
             )
