@@ -2,8 +2,8 @@
 
 It finds the same hypotheses as fairseq's beam search. `docs/decoding.md` describes the search.
 
-B unfinished sentences, W beams per sentence (1 before the first token, then K), K beam width, C = 2 K candidates, R = B
-W rows, T tokens so far, V vocabulary.
+B unfinished sentences, K beam width, W beams per sentence (1 before the first token, then K), R = B W rows, C = 2 K
+candidates, N finished candidates, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ NAN_ERROR = (
 def beam_search(
     models: Sequence[Model], batch: TranslationBatch | LanguageBatch, config: SearchConfig, constraints: Constraints
 ) -> list[list[Hypothesis]]:
-    """Returns the 1 to `nbest` best hypotheses for each row of `batch`, best first.
+    """Returns the best hypotheses for each row of `batch`, best first: at least one, and at most `nbest`.
 
     Candidates with equal scores are ordered by the rank of their beam, then by token id.
     """
@@ -52,10 +52,10 @@ def beam_search(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The C best continuations of the beams of each sentence, best first."""
+    """The C best candidates of each sentence, best first. A candidate is a beam and the token that continues it."""
 
     total_BC: Tensor
-    """Σ log p including the new token. If there are fewer than C candidates, the other entries are -inf."""
+    """Σ log p including the new token. If there are fewer than C candidates, the remaining entries are -inf."""
     row_BC: Tensor
     """The index of the beam that the candidate continues."""
     token_BC: Tensor
@@ -96,7 +96,7 @@ class _Beams:
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
     def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """Yields (batch row, tokens, token scores) of each K-best candidate that ends with EOS."""
+        """Yields (batch row, tokens, token scores) of each candidate that ends in EOS and is one of the K best."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):
@@ -109,7 +109,9 @@ class _Beams:
         )
 
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
-        """Replaces the beams by the K best unfinished candidates. Removes sentences that are finished or have none.
+        """Replaces the beams by the K best unfinished candidates.
+
+        Removes sentences that have enough hypotheses or no unfinished candidates.
 
         Args:
             candidates: The candidates of this step.
@@ -135,9 +137,9 @@ class _Beams:
 
 
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the `count` largest values of each row and their indices, sorted. Equal values keep their order.
+    """Returns the `count` largest values of each row, largest first, and their indices.
 
-    (`torch.topk` does not define the order of equal values.) Rows with fewer values are padded with -inf.
+    Equal values keep their order, which `torch.topk` does not guarantee. Rows with fewer values are padded with -inf.
     """
     size = scores_BN.shape[1]
     values, indices = scores_BN.topk(min(count + 1, size), dim=1)

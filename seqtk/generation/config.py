@@ -1,4 +1,4 @@
-"""Settings of beam search and sampling. This file does not import torch, so commands check their arguments quickly."""
+"""Settings of beam search and sampling. Commands can check them without importing torch, which takes seconds."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class SearchConfig:
         1.0,
         above=0,
         at_most=1,
-        help="Sample from the smallest set of tokens with a total probability of top_p or more.",
+        help="Sample from the smallest set of most probable tokens with a total probability of at least top_p.",
     )
     min_p: float = setting(
         0.0, at_least=0, at_most=1, help="Sample from tokens with at least min_p times the highest probability."
@@ -54,13 +54,13 @@ class SearchConfig:
 
     @property
     def width(self) -> int:
-        """The beam size."""
+        """The beam size: `beam` or, if it is None, 5."""
         return 5 if self.beam is None else self.beam
 
     def check(self, *, key: str = "") -> None:
         """Raises UserError if a value is out of range, or if settings contradict each other.
 
-        `key` is the key of the search settings, for errors.
+        `key` is the prefix of the settings' names in errors, such as `validation.search`.
         """
         check_ranges(self, key=key)
         at = f"{key}." if key else ""

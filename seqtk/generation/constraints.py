@@ -1,4 +1,4 @@
-"""Applies banned tokens, forced tokens and penalties to the log-probabilities of a step of a search.
+"""Applies banned tokens, forced tokens and penalties to the log-probabilities of a search step.
 
 B rows of the batch, R partial hypotheses (several for each row), T tokens so far, V vocabulary, P prefix length.
 """
@@ -15,7 +15,7 @@ BANNED = -torch.inf
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """The constraints of one search, as tensors with one row per row of the batch."""
+    """The constraints of a search. Each tensor has one row for each row of the batch."""
 
     never: list[int]
     unk_penalty: float
@@ -35,7 +35,7 @@ class Constraints:
         Args:
             log_p_RV: The log-probabilities of the next token.
             tokens_RT: The tokens so far.
-            row_R: The row of the batch of each hypothesis.
+            row_R: For each hypothesis, its row in the batch.
         """
         length = tokens_RT.shape[1]
         at_maximum_R = length >= self.max_B[row_R]

@@ -41,7 +41,7 @@ class Sentence:
     prefix: Ids | None = None
     """Tokens that the output must begin with."""
     source_text: str | None = None
-    """The input line; None for ids from a data-bin without text."""
+    """The input line, or None if the ids come from a data-bin without text."""
     references: tuple[str, ...] = ()
     """The texts of the references, if there are any."""
     prefix_text: str | None = None
@@ -196,7 +196,9 @@ def decode_in_order(
 
 @contextlib.contextmanager
 def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
-    """Context manager that yields a function like `map`, which decodes in `workers` processes (0: in this process).
+    """Context manager that yields a function like `map`, which decodes in `workers` processes.
+
+    With `workers=0`, it decodes in this process.
 
     Each process has one thread: the matrix products of a decoding step are so small that two processes with one thread
     each are faster than one process with two threads.

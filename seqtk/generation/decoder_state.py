@@ -1,4 +1,4 @@
-"""Partial hypotheses: their tokens, scores and model states.
+"""Partial hypotheses of a search, with their tokens, scores and model states.
 
 R rows, T tokens so far, D width, V vocabulary.
 """
@@ -81,7 +81,7 @@ class ModelState:
         return self.model.head.log_probs(features_R1D, temperature=temperature)[:, 0]
 
     def restart(self, read_RT: Tensor) -> None:
-        """Recomputes the state of a language model from these tokens only."""
+        """Recomputes the state of a language model, as if it had read only the tokens `read_RT`."""
         self.state = self.model.start(prompts(read_RT))
 
     def reorder(self, row_R: Tensor, *, across_sentences: bool) -> None:

@@ -45,7 +45,7 @@ class StreamScores:
 
     @property
     def nll(self) -> float:
-        """Σ -log p of the scored tokens, summed in float64."""
+        """The sum of -log p over the scored tokens, in float64."""
         chunks = (self.log_p_N[at : at + SUM_CHUNK] for at in range(0, len(self.log_p_N), SUM_CHUNK))
         return -float(sum(float(np.nansum(chunk, dtype=np.float64)) for chunk in chunks))
 
@@ -64,13 +64,13 @@ def score_stream(
     """Computes the log-probability of every token in the blocks of a stream.
 
     Args:
-        models: One language model, or an ensemble, which averages probabilities; in evaluation mode.
+        models: One language model, or several, whose probabilities are averaged. They must be in evaluation mode.
         blocks: The blocks (samples) of the stream.
         batching: The maximum size of a batch. Not used with `streams`.
         device: The device of the models.
         bf16: True to compute under bfloat16 autocast.
         streams: The number of contiguous streams into which the blocks are split, each with a recurrent state (see
-            `seqtk.data.plan`). The blocks must have no context. None: the blocks are independent.
+            `seqtk.data.plan`). The blocks must have no context. If it is None, the blocks are independent.
         advance: Called after each batch with its number of scored tokens.
 
     Raises:
@@ -105,7 +105,7 @@ def score_stream(
 
 
 def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Tensor, State]:
-    """Returns (log_p_N of the targets that are not PAD, row by row, recurrent state after the batch)."""
+    """Returns log_p_N, the log-probability of each target except PAD, row by row; and the state after the batch."""
     kept_BT = batch.target_BT != PAD
     features_BTD, state = model(batch, state)
     return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), state
@@ -133,7 +133,10 @@ def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
 
 
 def score_lines(items: Items, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
-    """Yields a line of JSON for each item of the stream: its tokens and their log-probabilities (null: not scored)."""
+    """Yields a line of JSON for each item of the stream, with its tokens and their log-probabilities.
+
+    The log-probability of a token that was not scored is null.
+    """
     names = np.array(vocabulary.tokens, dtype=object)
     ends_N = np.cumsum(items.sizes, dtype=np.int64)
     for index, (end, size) in enumerate(zip(ends_N.tolist(), items.sizes.tolist(), strict=True)):

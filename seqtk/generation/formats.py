@@ -17,7 +17,7 @@ TEXT_SEPARATOR = "---"
 
 
 class Languages(Protocol):
-    """The vocabularies and tokenizers of both sides. Translation and language-modeling tasks have them."""
+    """Protocol of tasks with vocabularies and tokenizers of source and target: translation and language modeling."""
 
     source_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
@@ -29,9 +29,10 @@ class Writer:
     """Converts translations into lines of text.
 
     Args:
-        languages: Vocabularies and tokenizers.
-        detokenize: True to detokenize the outputs; False to print tokens separated by spaces.
-        free_text: True for language models: writes all hypotheses and keeps line feeds, except in fairseq's format.
+        languages: The task, or an object with its vocabularies and tokenizers.
+        detokenize: True to detokenize the outputs, False to write tokens separated by spaces.
+        free_text: True for language models. The format "text" then has all hypotheses, and line feeds are kept, except
+            in the format "fairseq".
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -56,7 +57,7 @@ class Writer:
         return _replace_prefix(text, prefix, sentence.prefix_text)
 
     def source(self, translation: Translation) -> str:
-        """Returns the input text of the source or, without text, its decoded ids."""
+        """Returns the input text of the source or, if there is no text or `detokenize` is off, its decoded ids."""
         sentence = translation.sentence
         if sentence.source_text is not None and self.detokenize:
             return sentence.source_text
@@ -65,7 +66,7 @@ class Writer:
     def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
         """Returns the texts of the references or, if there are none or `detokenize` is off, the decoded target.
 
-        `unknown` is the text for unknown tokens of the decoded target. Without a target to decode, the tuple is empty.
+        The decoded target contains `unknown` in place of unknown tokens. If there is no target, the tuple is empty.
         """
         sentence = translation.sentence
         if sentence.references and self.detokenize:

@@ -15,12 +15,12 @@ from seqtk.models.base import Model
 
 
 def longest_source(models: Sequence[Model]) -> int | None:
-    """Returns the maximum length of a source that all models can read, including EOS. None: no limit."""
+    """Returns the maximum length of a source for all models, including EOS, or None if there is no limit."""
     return min((limit for model in models if (limit := model.length_limit("source")) is not None), default=None)
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
-    """Returns the maximum length of a target that all models can produce, including EOS. None: no limit."""
+    """Returns the maximum length of a target for all models, including EOS, or None if there is no limit."""
     return min((limit for model in models if (limit := model.length_limit("target")) is not None), default=None)
 
 

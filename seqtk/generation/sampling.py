@@ -69,12 +69,16 @@ def sample(
 
 
 def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """Samples token_R: the first token of each row whose cumulative probability exceeds `uniform_R`.
+    """Samples token_R, one token for each row: the first candidate whose cumulative probability exceeds `uniform_R`.
 
-    The candidates are the tokens that remain after three filters, which use the same probabilities: the `top_k` most
-    probable tokens (0: all); the smallest set whose total probability is at least `top_p` (nucleus sampling, Holtzman
-    et al. 2020, arXiv:1904.09751); tokens with at least `min_p` times the highest probability (arXiv:2407.01082). Equal
-    probabilities are ordered by token id. If all tokens are banned, the result is EOS.
+    The candidates are the tokens that pass three filters, all of which use the probabilities before filtering:
+
+    - `top_k`: the `top_k` most probable tokens, or all tokens if it is 0.
+    - `top_p`: the smallest set of most probable tokens whose total probability is at least `top_p` (nucleus sampling,
+      Holtzman et al. 2020, arXiv:1904.09751).
+    - `min_p`: tokens with at least `min_p` times the highest probability (arXiv:2407.01082).
+
+    Equal probabilities are ordered by token id. If all tokens are banned, the result is EOS.
 
     Args:
         log_p_RV: The log-probabilities.
@@ -107,10 +111,9 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
 
 
 def uniform_numbers(examples: Sequence[int], *, seed: int, samples: int, length: int) -> Tensor:
-    """Returns random numbers from [0, 1), one row per sample of each example.
+    """Returns random numbers from [0, 1), with a row of `length` numbers for each sample of each example.
 
-    The first numbers of a row do not depend on `length`. NumPy guarantees that this random stream is the same in all
-    versions.
+    A greater `length` adds numbers at the end of each row. NumPy guarantees the same numbers in all its versions.
     """
     rows = [
         np.random.RandomState(np.random.Philox(np.random.SeedSequence([seed, example, number]))).random_sample(length)

@@ -1,4 +1,4 @@
-"""Defines hypotheses, and scores given targets.
+"""The class of hypotheses, and a function that scores given targets.
 
 B batch, T target length.
 """
@@ -29,7 +29,7 @@ EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
 
 
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
-    """Returns the hypothesis of these tokens followed by EOS. `token_scores` includes the score of EOS."""
+    """Returns the hypothesis that consists of `tokens` and EOS. `token_scores` includes the score of EOS."""
     total = sum(token_scores)
     score = total / len(token_scores) ** config.length_penalty if config.normalize_scores else total
     return Hypothesis(tokens=(*tokens, EOS), score=score, token_scores=tuple(token_scores))
@@ -37,9 +37,9 @@ def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
-    """Returns the targets of `batch` as hypotheses. The score of a target is its mean log-probability per token.
+    """Scores the targets of `batch`, and returns them as hypotheses.
 
-    Several models are an ensemble, which averages their probabilities.
+    The score of a target is its mean log-probability per token. The probabilities of several models are averaged.
     """
     if any(model.training for model in models):
         raise ValueError("the models must be in eval mode")
@@ -54,7 +54,7 @@ def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> l
 
 
 def _target_scores(model: Model, batch: TranslationBatch | LanguageBatch) -> torch.Tensor:
-    """Returns log_p_BT of each target token."""
+    """Returns log_p_BT, the log-probability of each target token."""
     features_BTD, _ = model(batch)
     scores_N = model.head.target_log_probs(features_BTD.flatten(0, 1), batch.target_BT.flatten())
     return scores_N.view(batch.target_BT.shape)

@@ -37,10 +37,10 @@ def search(
     vocabulary: BannedTokens,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """Returns the hypotheses of each row of `batch`: the 1 to `nbest` best, or `nbest` samples.
+    """Returns hypotheses for each row of `batch`: at most `nbest` from beam search, or `nbest` samples.
 
     Args:
-        models: One model, or an ensemble, which averages probabilities; in evaluation mode.
+        models: One model, or several, whose probabilities are averaged. They must be in evaluation mode.
         batch: The sources. For language models, a batch of empty rows, one for each prompt.
         config: The settings.
         vocabulary: Defines the tokens that are never produced.
