@@ -1,4 +1,4 @@
-"""Writes docs/laws.md: the laws of attention layers, the kinds that they apply to, and the mutants that they detect.
+"""Writes docs/laws.md: the laws of attention layers, the layers to which each law applies, and the mutants.
 
 python tools/law_matrix.py            writes the page
 python tools/law_matrix.py --check    exits with code 1 if the page is not current
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "laws.md"
 HEAD = """# The laws of attention
 
 A law is a property that every attention layer must have. The tests check each law for every registered layer, in every
-role that the layer declares. Check a layer of your own:
+role that the layer declares. To check your own layer:
 
 ```python
 from seqtk.testing.laws import run_laws
@@ -35,9 +35,11 @@ see [adding an attention layer](adding-an-attention.md#the-laws). `variants` lis
 
 ## Two sizes
 
-- **short**: rows of 6, 4 and 1 positions, width 8. All settings of a layer are checked.
-- **long**: rows of 293 and 131 positions, width 16, which fill several blocks, chunks and windows of every layer. Only
-  settings that use other code at this length are checked.
+Each law is checked on a small batch of rows of different lengths, at one or both sizes:
+
+- **short**: rows of 6, 4 and 1 positions, width 8. All variants of a layer's settings are checked.
+- **long**: rows of 293 and 131 positions, width 16. They fill several blocks, chunks and windows of every layer. Only
+  variants that run different code at this length are checked.
 
 One law uses 2,100 positions, because layers with linear cost process a few heads at a time from 2,048 positions on.
 
@@ -72,10 +74,11 @@ def page() -> str:
         "",
         "## Mutants",
         "",
-        "A mutant is a layer with a deliberate fault. The tests check that a law detects each fault.",
+        "A mutant is a layer with a deliberate fault. The tests check that each fault is detected by a law.",
         "",
     ]
-    lines += ["Faults inserted into the source of seqtk's layers:", "", "| fault | detected by | on |", "|---|---|---|"]
+    lines += ["Faults inserted into the source code of seqtk's layers:", ""]
+    lines += ["| fault | detected by | layer |", "|---|---|---|"]
     for mutant in SOURCE_MUTANTS:
         layer, _, law = mutant.case.rpartition("-")
         lines.append(f"| {mutant.fault} | `{law}` | {layer} |")

@@ -1,1 +1,1 @@
-"""Tests of the interface of attention layers, for seqtk's layers and for layers of plug-ins."""
+"""The laws, which are tests of attention layers: of seqtk's own layers and of layers in plug-ins."""

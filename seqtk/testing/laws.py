@@ -1,19 +1,21 @@
 """The laws: properties that every attention layer must have, in every role, at two sizes.
 
+To check the registered layer `retention`:
+
     from seqtk.testing.laws import run_laws
 
     run_laws("retention", oracle=retention)
 
-checks the registered layer `retention` and raises AssertionError with one line for each law that it breaks. To get one
-pytest test for each law:
+If the layer breaks laws, this raises AssertionError with one line for each failed case. A case is a law in one role and
+size, with one variant of the settings. To get one pytest test for each case:
 
     @pytest.mark.parametrize("case", law_cases("retention", oracle=retention), ids=str)
     def test_law(case):
         case.check()
 
 `oracle` is a reference implementation: it computes the layer's output with plain loops (see
-`seqtk/testing/reference.py`). The short size has rows of 6, 4 and 1 positions. The long size has rows of 293 and 131,
-enough for several blocks, chunks and windows. `LAWS` holds all laws by name.
+`seqtk/testing/reference.py`). At the short size, a batch has rows of 6, 4 and 1 positions. At the long size, it has
+rows of 293 and 131 positions, enough for several blocks, chunks and windows. `LAWS` maps names to laws.
 
 B batch, T query length, S key length, D width of the layer, N draws.
 """
@@ -62,7 +64,7 @@ class Law:
     slow: bool
     """True if the check takes seconds. `law_cases` and `run_laws` skip the law unless `slow=True`."""
     only_if: Callable[[Subject], bool]
-    """An additional condition on the subject for the law to apply."""
+    """An additional condition: the law applies only to subjects for which this function returns True."""
 
     def applies(self, subject: Subject) -> bool:
         """Returns True if the law applies to this subject."""
@@ -99,7 +101,7 @@ def law(
 
 @dataclass(frozen=True)
 class LawCase:
-    """A law to check on one subject."""
+    """A law and the subject on which to check it: a layer in one role, at one size."""
 
     law: Law
     kind: str
@@ -138,20 +140,21 @@ def law_cases(
     sizes: Sequence[str] = ("short", "long"),
     slow: bool = False,
 ) -> list[LawCase]:
-    """Returns every law that applies to a registered kind, in every role, variant and size.
+    """Returns a case for every law that applies to a registered layer, in every role, variant and size.
 
     Args:
         kind: The name under which the layer is registered.
-        oracle: A function that computes the layer's output from its equations. None: skip the law
-            `equals_the_reference`.
-        variants: Name → settings to check, as a mapping or a `Variant`, which can also restrict roles and sizes. None:
-            the kind's defaults. `heads=2` and a small `max_length` are set if the kind has these settings.
+        oracle: A function that computes the layer's output from its equations. If it is None, the law
+            `equals_the_reference` is skipped.
+        variants: Name → settings to check, as a mapping or a `Variant`, which can also restrict roles and sizes. If it
+            is None, only the default settings are checked. Every variant also gets `heads=2` and a small `max_length`,
+            if the layer has these settings and the variant does not set them.
         device: The device of the layer. On an accelerator, one more law applies: the outputs equal those on the CPU.
-        sizes: Any of "short" and "long".
-        slow: Include the laws that take seconds (compilation).
+        sizes: The sizes to check: "short", "long" or both.
+        slow: True to include the laws that take seconds (compilation).
 
     Raises:
-        UserError: No layer has this name, or a variant sets a key that does not exist.
+        UserError: If no layer has this name, or a variant sets a key that does not exist.
     """
     declared = {
         name: variant if isinstance(variant, Variant) else Variant(variant)
@@ -161,8 +164,8 @@ def law_cases(
     for variant, subject in subjects(kind, reference=oracle, variants=declared):
         subject = replace(subject, device=torch.device(device))
         for law in LAWS.values():
-            left_out = law.slow and (not slow or variant != next(iter(declared)))
-            if law.applies(subject) and subject.size.name in sizes and not left_out:
+            skipped = law.slow and (not slow or variant != next(iter(declared)))
+            if law.applies(subject) and subject.size.name in sizes and not skipped:
                 cases.append(LawCase(law, kind, variant, subject))
     return cases
 
@@ -176,10 +179,10 @@ def run_laws(
     sizes: Sequence[str] = ("short", "long"),
     slow: bool = False,
 ) -> int:
-    """Checks all laws of a registered kind, and returns the number of cases. For the arguments, see `law_cases`.
+    """Checks all laws of a registered layer, and returns the number of cases. For the arguments, see `law_cases`.
 
     Raises:
-        AssertionError: The layer breaks laws. The message has one line for each case that fails.
+        AssertionError: If the layer breaks a law. The message has one line for each case that fails.
     """
     cases = law_cases(kind, oracle=oracle, variants=variants, device=device, sizes=sizes, slow=slow)
     broken = []
@@ -194,7 +197,7 @@ def run_laws(
 
 
 def expect(condition: object, message: str) -> None:
-    """Raises AssertionError unless the condition holds. Unlike `assert`, it also works under `python -O`."""
+    """Raises AssertionError if the condition is false. Unlike `assert`, it also works under `python -O`."""
     if not condition:
         raise AssertionError(message)
 
@@ -211,18 +214,18 @@ def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: floa
 def expect_close_all(
     actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], message: str, tolerance: float
 ) -> None:
-    """Calls `expect_close` for each pair from two lists of gradients. None means a missing gradient."""
+    """Calls `expect_close` for each pair of gradients from two lists. A gradient that is None counts as zero."""
     for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         if one is None or other is None:
             zero = not any(tensor is not None and tensor.any() for tensor in (one, other))
-            expect(zero, f"{message}: tensor {number} has a gradient in only one of the two")
+            expect(zero, f"{message}: tensor {number} has a gradient in only one of the two runs")
         else:
             expect_close(one, other, f"{message} (tensor {number})", tolerance)
 
 
 @contextmanager
 def refusal(message: str) -> Iterator[None]:
-    """Raises AssertionError unless the block raises a UserError that names `max_length`."""
+    """Context manager that raises AssertionError unless its block raises a UserError that names `max_length`."""
     try:
         yield
     except UserError as error:
@@ -232,7 +235,10 @@ def refusal(message: str) -> Iterator[None]:
 
 
 def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
-    """Returns the outputs at real positions, then the gradients of their weighted sum for all inputs and parameters."""
+    """Returns the outputs at positions that are not padding, then the gradients of all inputs and parameters.
+
+    They are the gradients of a weighted sum of these outputs.
+    """
     leaves = [*inputs.leaves(), *layer.parameters()]
     y_BTD = inputs.run(layer)
     weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
@@ -296,7 +302,8 @@ def future_is_invisible(subject: Subject) -> None:
 def stepping_equals_the_parallel_form(subject: Subject) -> None:
     """`start` and `step` give the same outputs as `forward`.
 
-    In float64 and, at the short size, float32. At the long size rows are reordered near the end.
+    This is checked in float64 and, at the short size, also in float32. At the long size, the rows of the state are
+    reordered before the last steps.
     """
     precisions = [(torch.float64, subject.size.tolerance)] + [(torch.float32, 1e-5)] * (subject.size is SHORT)
     for dtype, tolerance in precisions:
@@ -337,7 +344,10 @@ def reordering_the_state_reorders_the_future(subject: Subject) -> None:
 
 @law(Role.CAUSAL | Role.CROSS, sizes=("short",))
 def a_step_changes_no_state_in_place(subject: Subject) -> None:
-    """`step` does not modify the given state and returns its static part unchanged, so that a search may branch."""
+    """`step` does not modify the given state, and returns its static part unchanged.
+
+    A search can then continue one state with several tokens.
+    """
     layer = subject.make()
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -386,7 +396,7 @@ def segments_equal_the_whole(subject: Subject) -> None:
 
 @law(Role.ENCODER, only_if=lambda subject: subject.layer.scope is Scope.LAYER)
 def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
-    """A row gives the same outputs alone as in a batch if a layer of scope LAYER passes its state to the next layer."""
+    """A row gives equal outputs alone and in a batch, if a layer of scope LAYER passes its state to the next layer."""
     first, second = subject.make(), subject.make(seed=1)
     second.chain_after(first)
     second.to(subject.device, torch.float64)  # a chained layer may have new parameters
@@ -446,7 +456,7 @@ def padding_only_gives_zero(subject: Subject) -> None:
 
 @law(sizes=("short",))
 def bfloat16_stays_near_float32(subject: Subject) -> None:
-    """Under bfloat16 autocast outputs are bfloat16 and within 5% of the float32 ones."""
+    """Under bfloat16 autocast, outputs are bfloat16 and differ from float32 by less than 5% of the largest output."""
     layer = subject.make(dtype=torch.float32)
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -460,7 +470,7 @@ def bfloat16_stays_near_float32(subject: Subject) -> None:
 
 @law(sizes=("long",))
 def sums_stay_in_float32(subject: Subject) -> None:
-    """Under bfloat16 autocast, operations between the linear maps are computed in float32, in both forms.
+    """Under bfloat16 autocast, operations between the linear maps are computed in float32, in `forward` and `step`.
 
     The outputs are compared with a float32 run that rounds the inputs and outputs of linear maps to bfloat16. The mean
     difference may be at most `Variant.bfloat16_error` times the mean output.
@@ -508,14 +518,14 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 
 
 def _in_bfloat16(linear: nn.Linear, arguments: tuple[Tensor, ...], _: Tensor) -> Tensor:
-    """Forward hook: returns the output of the linear map as under bfloat16 autocast, in float32."""
+    """Forward hook that returns the output of a linear map under bfloat16 autocast, converted to float32."""
     bias = None if linear.bias is None else linear.bias.bfloat16()
     return nn.functional.linear(arguments[0].bfloat16(), linear.weight.bfloat16(), bias).float()
 
 
 @law(sizes=("short",))
 def weights_survive_a_round_trip(subject: Subject) -> None:
-    """`state_dict` holds everything that outputs depend on."""
+    """`state_dict` contains everything that outputs depend on."""
     layer, other = subject.make(), subject.make(seed=7)
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -538,7 +548,7 @@ def every_parameter_is_used(subject: Subject) -> None:
 
 @law(sizes=("short",))
 def too_long_inputs_are_refused(subject: Subject) -> None:
-    """An input longer than `max_length` raises a UserError that names this key. An input of `max_length` does not."""
+    """Inputs longer than `max_length` raise a UserError that names this setting. Inputs of `max_length` do not."""
     layer = subject.make()
     limit = layer.max_length
     if limit is None:
@@ -557,7 +567,7 @@ def too_long_inputs_are_refused(subject: Subject) -> None:
 
 
 def subquadratic(subject: Subject) -> bool:
-    """Returns True if the layer declares `subquadratic` and operations are not naive, which takes quadratic memory."""
+    """Returns True if the layer declares `subquadratic`. In naive mode, returns False, as memory may be quadratic."""
     return subject.make().subquadratic and not naive_mode()
 
 
@@ -569,7 +579,7 @@ def subquadratic_memory_is_linear(subject: Subject) -> None:
     layer = subject.make(dtype=torch.float32, **room)
     growth = peak_memory(layer, longer) / peak_memory(layer, long)
     allowed = 1.05 * longer / long
-    expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory: more than {allowed:.1f} times")
+    expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory; {allowed:.1f} is allowed")
 
 
 @law(sizes=("short",))
@@ -599,7 +609,7 @@ def evaluation_is_deterministic(subject: Subject) -> None:
 def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
     """In training, dropout changes outputs, keeps their mean, depends on the seed, and is independent at each position.
 
-    A layer may drop a key for all queries at once, but no block of positions may reuse the mask of another.
+    A layer may drop a key for all queries at once, but no block of positions may reuse the mask of another block.
     """
     layer = subject.make()
     inputs = subject.inputs(layer, lengths=None if subject.size is SHORT else (max(subject.size.lengths),))
@@ -704,7 +714,7 @@ def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
 
 @law(sizes=("short",))
 def heads_in_groups_give_the_same(subject: Subject) -> None:
-    """Outputs and gradients are the same when `checkpoint_over_heads` takes one head at a time, at any length."""
+    """Outputs and gradients are the same when `checkpoint_over_heads` processes one head at a time, at any length."""
     for dropout in (0.0, 0.3) if subject.has("dropout") else (None,):
         settings: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
         found = []
@@ -742,7 +752,7 @@ def naive_operations_give_the_same(subject: Subject) -> None:
 def compiles_to_one_graph(subject: Subject) -> None:
     """`torch.compile(fullgraph=True)` compiles forward and backward, and both give the same results.
 
-    The backend traces and differentiates, but generates no code.
+    The backend traces and differentiates the graph, but generates no code.
     """
     torch.compiler.reset()
     layer = subject.make(dtype=torch.float32)

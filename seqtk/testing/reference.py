@@ -1,7 +1,7 @@
 """Tools for reference implementations, which loop over rows, heads, queries and keys in float64 NumPy.
 
-A reference restates the equations of a paper. It shares no code with the layer and reads only the layer's weights, by
-name. It is a function that takes a `Problem` and returns the outputs, an array of the shape of `x_BTD`.
+A reference is a function of a `Problem` that returns the outputs of the layer, an array of the shape of `x_BTD`. It
+restates the equations of a paper. It shares no code with the layer, and reads only the layer's weights, by name.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
@@ -23,7 +23,7 @@ Logit = Callable[[int, int, int, int], float]
 
 @dataclass(frozen=True)
 class Problem:
-    """The settings and weights of a layer, and its input as arrays."""
+    """The settings of a layer, and its weights and input as NumPy arrays."""
 
     config: Any
     role: Role
@@ -34,7 +34,7 @@ class Problem:
     """The sequence that queries attend to: the memory of a CROSS layer, otherwise `x_BTD`."""
     pad_BS: Array
     """True at padding of `attended_BSM`."""
-    _known: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
 
     def sees(self, row: int, query: int, key: int) -> bool:
         """Returns True if the query can attend to the key in softmax attention of this role."""
@@ -55,11 +55,11 @@ class Problem:
         return self.once(name, product, vector)
 
     def once(self, name: str, function: Callable[[Array], Array], vector: Array) -> Array:
-        """Returns `function(vector)`, cached by name and vector, because references compute the same keys often."""
-        known = name, vector.tobytes()
-        if known not in self._known:
-            self._known[known] = function(vector)
-        return self._known[known]
+        """Returns `function(vector)`. The result is cached, because references often compute the same keys again."""
+        key = name, vector.tobytes()
+        if key not in self._cache:
+            self._cache[key] = function(vector)
+        return self._cache[key]
 
 
 Reference = Callable[[Problem], Array]
@@ -86,7 +86,10 @@ def reference_output(
 
 
 def softmax_average(problem: Problem, logit: Logit) -> Array:
-    """Returns the output projection of softmax(logits) V, per head, over the keys that each query sees."""
+    """Returns the output of softmax attention with the logits that `logit` computes.
+
+    Each head averages the values that a query sees, with weights softmax(logits). `out` projects the result.
+    """
     rows, queries, _ = problem.x_BTD.shape
     outputs = []
     for row in range(rows):

@@ -38,16 +38,16 @@ class Size:
 
 SHORT = Size("short", 8, 6, (6, 4, 1), 5, (6, 4, 1), {"heads": 2, "max_length": 12}, 1e-10)
 LONG = Size("long", 16, 12, (293, 131), 70, (139,), {"heads": 2, "max_length": 330}, 1e-9)
-"""Long enough for several blocks, chunks and windows, and longer than 256 positions, the short tensor of a cache."""
+"""Rows are long enough for several blocks, chunks and windows, and for both tensors of `seqtk.ops.cache`."""
 SIZES = {size.name: size for size in (SHORT, LONG)}
 
 VERY_LONG = 2100
-"""Slightly more than 2,048 positions. From this length on, layers of linear cost process a few heads at a time."""
+"""More than 2,048 positions, the length from which on layers with linear cost process a few heads at a time."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings of a layer with which the laws are checked."""
+    """Settings of a layer, for which the laws are checked."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     roles: Role = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of a layer."""
+    """The arguments of a layer's `forward`."""
 
     x_BTD: Tensor
     memory_BSM: Tensor | None
@@ -72,7 +72,7 @@ class Inputs:
 
     @property
     def real(self) -> Tensor:
-        """True at positions that are not padding."""
+        """A mask of the outputs, which is True at positions that are not padding."""
         if self.pad_BS is None or self.memory_BSM is not None:
             return torch.ones(self.x_BTD.shape[:2], dtype=torch.bool, device=self.x_BTD.device)
         return ~self.pad_BS
@@ -82,7 +82,7 @@ class Inputs:
         return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
 
     def rows(self, index: Any) -> "Inputs":
-        """Returns the rows at `index`, a slice or a tensor."""
+        """Returns the inputs of the rows at `index`, which is a slice or a tensor."""
         memory_BSM = None if self.memory_BSM is None else self.memory_BSM[index]
         return Inputs(self.x_BTD[index], memory_BSM, None if self.pad_BS is None else self.pad_BS[index])
 
@@ -101,7 +101,7 @@ class Inputs:
         return [tensor.requires_grad_() for tensor in (self.x_BTD, self.memory_BSM) if tensor is not None]
 
     def run(self, layer: Attention) -> Tensor:
-        """Returns y_BTD."""
+        """Returns the output of the layer, y_BTD."""
         return run(layer, self.x_BTD, self.memory_BSM, pad_BS=self.pad_BS)
 
     def start(self, layer: Attention) -> StepState:
@@ -110,14 +110,14 @@ class Inputs:
 
 
 def run(layer: Attention, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
-    """Returns y_BTD of the parallel form, without its state."""
+    """Returns the output of the layer's `forward`, y_BTD, without the state."""
     y_BTD: Tensor
     y_BTD, _ = layer(x_BTD, memory_BSM, pad_BS=pad_BS)
     return y_BTD
 
 
 def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-    """Runs one step per position of x. Returns (outputs, the state after the last step)."""
+    """Runs one step per position of x. Returns (outputs y_BTD, state after the last step)."""
     outputs = []
     for t in range(x_BTD.shape[1]):
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
@@ -132,7 +132,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
 
 @dataclass(frozen=True)
 class Subject:
-    """A layer class with a config, in a role, at a size. `make` builds it."""
+    """A layer class with a config, in one role, at one size. `make` builds the layer."""
 
     layer: type[Attention]
     config: AttentionConfig
@@ -143,9 +143,9 @@ class Subject:
     device: torch.device = torch.device("cpu")
 
     def make(self, *, dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any) -> Attention:
-        """Builds the layer, with the same weights every time, in evaluation mode.
+        """Builds the layer in evaluation mode. Every call with the same `seed` gives the same weights.
 
-        No weight is 0, which would hide errors.
+        All weights are random, because weights that are 0 would hide errors.
         """
         config = dataclasses.replace(self.config, **settings)
         memory_dim = self.size.memory_dim if self.role is Role.CROSS else None
@@ -162,7 +162,10 @@ class Subject:
         return any(field.name == setting for field in dataclasses.fields(self.config))
 
     def inputs(self, layer: Attention, *, lengths: Sequence[int] | None = None, seed: int = 1) -> Inputs:
-        """Returns right-padded rows of the given real lengths (for a CROSS layer: lengths of the memory)."""
+        """Returns random inputs, padded on the right. `lengths` are the lengths of the rows without padding.
+
+        For a CROSS layer, they are the lengths of the memory.
+        """
         lengths = lengths or self.size.lengths
         generator = torch.Generator().manual_seed(seed)
         dtype = next((p.dtype for p in layer.parameters()), torch.float64)
@@ -178,7 +181,7 @@ class Subject:
         return Inputs(x_BTD, memory_BSM, pad_BS.to(self.device))
 
     def expected(self, layer: Attention, inputs: Inputs) -> Tensor:
-        """Returns y_BTD of the reference implementation."""
+        """Returns the output of the reference implementation, y_BTD."""
         assert self.reference is not None
         pad_BS = torch.zeros(inputs.attended.shape[:2], dtype=torch.bool) if inputs.pad_BS is None else inputs.pad_BS
         y_BTD = reference_output(self.reference, layer, inputs.x_BTD, inputs.memory_BSM, pad_BS=pad_BS)
