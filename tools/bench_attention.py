@@ -1,16 +1,21 @@
-"""Compares every attention layer with dot-product attention in the same run: time, memory, decoding steps.
+"""Measures the time and memory of every attention layer, relative to dot-product attention (`softmax`).
 
-python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
+    python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
 
-Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
-each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between
-four linear maps. A kind and `softmax` take turns, so that other load on the machine affects both; if `softmax` takes
-longer than --seconds, it is measured once. Each kind runs in a separate process, and memory is the increase of
-its peak resident memory (on a GPU: allocated memory). Decoding: one `step` of four rows at each position, in turns with
-one of `softmax`. A cell of the table that would take longer than --seconds, or more memory than --gib, stays empty.
+Training: a forward and a backward pass of one layer, for every registered kind at each length (default: width 512, 8
+heads, dropout 0, no padding). A batch has 2,048 positions in all, and at least one row. `bare` is torch's
+scaled_dot_product_attention between four linear maps.
 
-Writes DIR/attention.csv (columns: role, kind, family, length, seconds, speed, gib, memory; `speed` is softmax's time /
-the kind's, `memory` the kind's memory / softmax's) and prints it as tables; tools/plot_attention.py draws it.
+Decoding: one `step` of four rows, at several positions.
+
+A layer and `softmax` are timed alternately, so that other load on the machine affects both. If `softmax` takes longer
+than --seconds, it is timed only once. Each layer runs in a separate process. Its memory is the increase of the peak
+resident memory (on a GPU: of allocated memory). Measurements that would take longer than --seconds, or more memory than
+--gib, are skipped, and their cells in the table stay empty.
+
+The results are written to DIR/attention.csv and printed as tables. The columns are role, kind, family, length, seconds,
+speed (the time of softmax / the time of the layer), gib, and memory (the memory of the layer / the memory of softmax).
+tools/plot_attention.py plots them.
 """
 
 import argparse
@@ -49,7 +54,7 @@ POSITIONS_IN_A_BATCH = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One measurement. For decoding, `length` is the position."""
+    """The measurement of one layer at one length. For decoding, `length` is the position."""
 
     role: str
     kind: str
@@ -79,7 +84,7 @@ def main() -> None:
     cells: list[Cell] = []
     for role in arguments.roles:
         reference: dict[int, Cell] = {}
-        for name in ["softmax", *(name for name in entrants() if name != "softmax" and _wanted(name, arguments))]:
+        for name in ["softmax", *(name for name in layer_names() if name != "softmax" and _wanted(name, arguments))]:
             if name == "bare" and role == DECODING:
                 continue
             if name != "bare" and _role(role) not in attentions.class_of(attentions.config_type(kind_of(name))).roles:
@@ -94,8 +99,8 @@ def main() -> None:
         print(f"\n{_title(role)}\n" + table([cell for cell in cells if cell.role == role]))
 
 
-def entrants() -> list[str]:
-    """Returns the names of the layers to measure: every registered kind, the MIXTURES, and the bare kernel."""
+def layer_names() -> list[str]:
+    """Returns the names of the layers to measure: every registered kind, the MIXTURES, and `bare`."""
     kinds = [kind for kind in attentions if kind != "synthesizer_mixture"]
     return ["softmax", "bare", *kinds[kinds.index("softmax") + 1 :], *kinds[: kinds.index("softmax")], *MIXTURES]
 
@@ -119,7 +124,7 @@ def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -
 
 
 class Bare(nn.Module):
-    """The baseline `bare`: torch's kernel between four linear maps."""
+    """The baseline `bare`: torch's scaled_dot_product_attention between four linear maps."""
 
     def __init__(self, dim: int, *, heads: int, causal: bool) -> None:
         super().__init__()
@@ -150,7 +155,7 @@ def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: a
 
     cells, exit_code = in_a_process(run)
     if exit_code:
-        print(f"{role:9} {name}: ended with {exit_code}", file=sys.stderr)
+        print(f"{role:9} {name}: the process failed with exit code {exit_code}", file=sys.stderr)
     return cells
 
 
@@ -161,20 +166,20 @@ def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
     keep_freed_memory()
     for length, gib in peaks.items():
         layer = build(name, role, length=length, arguments=arguments)
-        own, beside = _timings(layer, *_inputs(role, length, arguments), reference.get(length), role, arguments)
+        own, softmax = _timings(layer, *_inputs(role, length, arguments), reference.get(length), role, arguments)
         speed = relative = None
         if name == "softmax":
             speed = relative = 1.0
         elif length in reference:
-            speed = statistics.median(b / o for o, b in zip(own, beside, strict=True))
+            speed = statistics.median(s / o for o, s in zip(own, softmax, strict=True))
             relative = gib / reference[length].gib if reference[length].gib else None
         yield Cell(role, name, family.rpartition(".")[2], length, statistics.median(own), speed, gib, relative)
 
 
 def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tuple[int, float]]:
-    """Yields each length with its peak memory in GiB. Stops at a length that exceeds the limit of time or memory.
+    """Yields (length, peak memory in GiB). Stops after a length that exceeds the limit of time or memory.
 
-    Must run before `keep_freed_memory`: afterwards, the increase does not include memory that malloc reuses.
+    Must run before `keep_freed_memory`. Afterwards, the increase would not include memory that malloc reuses.
     """
     return_freed_memory()
     for length, longer in itertools.zip_longest(arguments.lengths, arguments.lengths[1:]):
@@ -214,26 +219,26 @@ def _timings(
     role: str,
     arguments: argparse.Namespace,
 ) -> tuple[list[float], list[float]]:
-    """Returns (seconds of the layer, seconds of softmax), measured in alternation."""
+    """Returns (seconds of the layer, seconds of softmax) in each round, measured alternately."""
     _train(layer, x_BTD, memory_BSD)
-    rival = None
+    baseline = None
     if softmax is not None and softmax.seconds < arguments.seconds:
-        rival = build("softmax", role, length=x_BTD.shape[1], arguments=arguments)
-        _train(rival, x_BTD, memory_BSD)
+        baseline = build("softmax", role, length=x_BTD.shape[1], arguments=arguments)
+        _train(baseline, x_BTD, memory_BSD)
     own: list[float] = []
-    beside: list[float] = []
+    other: list[float] = []
     while len(own) < arguments.rounds and sum(own) < arguments.seconds:
         own.append(seconds(lambda: _train(layer, x_BTD, memory_BSD), arguments.device))
-        if rival is not None:
-            beside.append(seconds(lambda: _train(rival, x_BTD, memory_BSD), arguments.device))
+        if baseline is not None:
+            other.append(seconds(lambda: _train(baseline, x_BTD, memory_BSD), arguments.device))
         elif softmax is not None:
-            beside.append(softmax.seconds)
-    return own, beside
+            other.append(softmax.seconds)
+    return own, other
 
 
 @torch.no_grad()
 def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Yields the seconds of a decoding step at each position."""
+    """Yields the measurements of a decoding step at each of POSITIONS."""
     layers = [
         build(kind, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval() for kind in (name, "softmax")
     ]
@@ -254,8 +259,8 @@ def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
                 return
         timings = [[seconds(lambda i=which: step(i), arguments.device) for which in (0, 1)] for _ in range(TIMED_STEPS)]  # type: ignore[misc]
         position += TIMED_STEPS
-        own, beside = (statistics.median(column) for column in zip(*timings, strict=True))
-        yield Cell(role, name, family, target, own, 1.0 if name == "softmax" else beside / own)
+        own, softmax = (statistics.median(column) for column in zip(*timings, strict=True))
+        yield Cell(role, name, family, target, own, 1.0 if name == "softmax" else softmax / own)
 
 
 # --- output ---
@@ -267,19 +272,19 @@ def _shown(cell: Cell) -> str:
 
 def _title(role: str) -> str:
     if role == DECODING:
-        return "One step of decoding, by position: milliseconds (speed relative to softmax)"
-    return f"{role}, by length: milliseconds forward + backward (speed relative to softmax; memory relative to softmax)"
+        return "One decoding step, by position: milliseconds (speed relative to softmax)"
+    return f"{role}, by length: milliseconds forward + backward (speed; memory, both relative to softmax)"
 
 
 def table(cells: list[Cell]) -> str:
     """Returns a Markdown table with a row per layer and a column per length."""
     lengths = sorted({cell.length for cell in cells})
-    by_place = {(cell.kind, cell.length): cell for cell in cells}
+    found = {(cell.kind, cell.length): cell for cell in cells}
     lines = [f"| kind | {' | '.join(f'{length:,}' for length in lengths)} |", "|---" * (len(lengths) + 1) + "|"]
     for kind in dict.fromkeys(cell.kind for cell in cells):
         shown = []
         for length in lengths:
-            cell = by_place.get((kind, length))
+            cell = found.get((kind, length))
             relative = (
                 [] if cell is None else [f"{value:.2f}" for value in (cell.speed, cell.memory) if value is not None]
             )

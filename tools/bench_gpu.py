@@ -1,25 +1,34 @@
-"""Measures training and decoding on a GPU in several parts, and compares training with a plain torch loop.
+"""Measures training and decoding on a GPU, and compares training with a plain torch loop.
 
     python tools/bench_gpu.py --out DIR [--part NAME …] [--minutes N] [--rehearse]
 
-`laws`          The laws of every attention layer on CUDA, at both sizes, and the other tests that compute there.
-`translation_…` Trains translation of 6 + 6 blocks, base (512) and big (1024), on generated sentences.
+The benchmark has several parts:
+
+`laws`          Checks the laws of every attention layer on CUDA, at both sizes, and runs the other tests for CUDA.
+`translation_…` Trains translation models with 6 + 6 blocks on generated sentences: base (width 512), big (1024).
 `lm_…`          Trains language models of 44 and 124 million parameters, on samples of 512 and 1,024 tokens.
-`synth_…`       Trains the base translation model with dense, random, and random + dot-product Synthesizers. The plain
-                loop in the same part has dot-product attention.
-`decoding`      Translates with the base model, of random weights, 25 tokens for each sentence, beam 5.
+`synth_…`       Trains the base translation model with dense, random, and random + dot-product Synthesizers. In these
+                parts, the plain loop has dot-product attention.
+`decoding`      Translates with the base model, which has random weights: beam 5, 25 tokens per sentence.
 
-Each part writes DIR/PART.json. A part that was measured with the same settings is skipped and one with a failure is
-repeated, so the same command continues where an earlier one ended. No part starts after --minutes. The table of all
-parts so far is printed and written to DIR/table.md.
+Each part writes DIR/PART.json. If the file has results for the same settings, the part is skipped, unless it failed. So
+an interrupted benchmark continues if the command is repeated. After --minutes, no further part starts. The table of all
+finished parts is printed and written to DIR/table.md.
 
-Training is in bf16. Four loops train the same model, each in a separate process: the plain loop of
-tools/bench_training.py, the same loop with a compiled loss, and the Trainer with compile=off and compile=step. All
-batches are in the GPU's memory before the timing starts. Both compiled loops read batches made with batch.shapes, the
-other two read batches made without it. Tokens are target tokens, without padding. `launches` counts the kernels and
-CUDA graphs that the host launches in an update; on a CPU it counts operators, including views and nested operators.
-`host busy` is the share of time in which the host does not wait for the GPU. Both are measured by torch's profiler,
-which makes the host slower. `first update` includes the compilation of one shape.
+Training is in bf16. Four loops train the same model, each in a separate process:
+
+- the plain loop of tools/bench_training.py, and the same loop with a compiled loss;
+- the Trainer with compile=off, and with compile=step.
+
+All batches are in the GPU's memory before the timing starts. Both compiled loops read batches made with batch.shapes.
+The loops without compilation read batches made without it. The columns of the table:
+
+`tokens/s`      Target tokens per second, without padding.
+`launches`      The number of kernels and CUDA graphs that the host launches in an update. On a CPU, the number of
+                operators, including views and nested operators.
+`host busy`     The share of time in which the host does not wait for the GPU. Like `launches`, it is measured by
+                torch's profiler, which makes the host slower.
+`first update`  The time of the first update, including the compilation for one shape.
 
 --rehearse runs all parts on the CPU at a tiny size, to test this tool. Its figures have no meaning. It traces graphs as
 a GPU run does, but generates no code for them, because that would take minutes. It checks the laws of one layer only.
@@ -78,7 +87,7 @@ class Model:
     layers: int = 6
     words: int = 32_000
     length: int | None = None
-    """The number of tokens in a sample of a language model. None: translation."""
+    """The number of tokens in a sample of a language model, or None for a translation model."""
     attention: str = "softmax"
     """The self-attention of the Trainer's model."""
 
@@ -105,7 +114,7 @@ OUTPUT, BEAM = 25, 5
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a measurement that all parts share."""
+    """The settings that all parts share."""
 
     rehearse: bool
     tokens: int
@@ -140,7 +149,7 @@ REHEARSAL = Settings(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder for the results")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="parts to run; default: all")
     parser.add_argument("--minutes", type=float, default=8.0, help="no part starts after this many minutes")
     parser.add_argument("--tokens", type=int, default=16_384, help="batch.max_tokens")
     parser.add_argument("--shapes", type=int, default=2, help="batch.shapes of the compiled loops")
@@ -153,8 +162,8 @@ def main() -> None:
     settings = REHEARSAL if arguments.rehearse else settings
     started, late = time.monotonic(), []
     if settings.rehearse:
-        importlib.import_module("torch._dynamo.backends.debugging")  # once, for the processes of all loops
-    elif failure := _apart(dict, settings).get("failure"):
+        importlib.import_module("torch._dynamo.backends.debugging")  # before the fork, so that all processes have it
+    elif failure := _in_a_process(dict, settings).get("failure"):
         raise SystemExit(f"The GPU cannot be used: {failure}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.part:
@@ -192,21 +201,21 @@ def _is_measured(path: Path, settings: Settings) -> bool:
 
 
 def measure(name: str, settings: Settings) -> dict[str, Figures]:
-    """Returns name of a row → its figures, for a part."""
+    """Measures a part. Returns name of a table row → figures of the row."""
     if name == "laws":
         return {"": laws(settings)}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         model = settings.model("translation_base" if name == "decoding" else name)
         data = make_data(Path(folder) / "data-bin", model, settings)
         if name == "decoding":
-            return {"": _apart(lambda: decoding(data, model, settings), settings)}
+            return {"": _in_a_process(lambda: decoding(data, model, settings), settings)}
         return {
-            loop: _apart(lambda loop=loop: training(data, model, settings, loop), settings)  # type: ignore[misc]
+            loop: _in_a_process(lambda loop=loop: training(data, model, settings, loop), settings)  # type: ignore[misc]
             for loop in LOOPS
         }
 
 
-def _apart(work: Callable[[], Figures], settings: Settings) -> Figures:
+def _in_a_process(work: Callable[[], Figures], settings: Settings) -> Figures:
     """Runs `work` in a separate process, so that memory and errors of other loops do not affect it."""
 
     def report() -> Iterator[Figures]:
@@ -224,7 +233,7 @@ def _apart(work: Callable[[], Figures], settings: Settings) -> Figures:
 
 
 def _trace_only() -> None:
-    """Makes torch.compile trace functions, forward and backward, and run the graphs without generated code."""
+    """Makes torch.compile only trace the forward and backward graphs, and run them without generating code."""
     compile_with = torch.compile
 
     def compiled(function: Any, *, fullgraph: bool = False, dynamic: bool | None = None, **_: Any) -> Any:
@@ -234,7 +243,7 @@ def _trace_only() -> None:
 
 
 def markdown(out: Path, settings: Settings) -> str:
-    """Returns the table of all parts that were measured."""
+    """Returns a Markdown table of all parts that were measured."""
     rows = {}
     found = {name: _read(out / f"{name}.json", settings) for name in PARTS}
     for name, loops in found.items():
@@ -260,7 +269,7 @@ def _text(value: object) -> str:
 
 
 def laws(settings: Settings) -> Figures:
-    """Runs the tests that can run on CUDA. Returns the numbers of passed, failed and skipped tests."""
+    """Runs the tests in LAWS. Returns the numbers of passed, failed and skipped tests."""
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -301,7 +310,7 @@ def laws(settings: Settings) -> Figures:
 
 
 def make_data(folder: Path, model: Model, settings: Settings) -> Path:
-    """Returns a data-bin of generated sentence pairs, or of one generated text."""
+    """Makes a data-bin of random sentence pairs or, for a language model, of a random text. Returns its folder."""
     if model.length is None:
         return bench._make_corpus(folder, words=model.words, pairs=settings.examples)
     folder.mkdir(parents=True)
@@ -314,7 +323,7 @@ def make_data(folder: Path, model: Model, settings: Settings) -> Path:
 
 
 def trainer(data: Path, model: Model, settings: Settings, **changes: Any) -> Trainer:
-    """Returns a Trainer. The caller runs its updates one by one. `changes` are settings of the run."""
+    """Returns a Trainer, whose updates the caller runs one by one. `changes` are settings that replace the defaults."""
     sizes = {"dim": model.dim, "ffn_dim": model.ffn_dim, "heads": model.heads, "dropout": 0.1}
     blocks = {"encoder": {"layers": model.layers}, "decoder": {"layers": model.layers}}
     tree: dict[str, Any] = {
@@ -341,7 +350,7 @@ def trainer(data: Path, model: Model, settings: Settings, **changes: Any) -> Tra
 
 @dataclass(frozen=True)
 class Work:
-    """Batches on the device."""
+    """The batches to train on, which are on the device."""
 
     batches: Sequence[Any]
     flops: float
@@ -351,7 +360,7 @@ class Work:
 
     @classmethod
     def of(cls, run: Trainer, settings: Settings) -> "Work":
-        """Returns the first batches of a run."""
+        """Returns the first batches of a run, on its device."""
         plan = run.plan()[: settings.batches]
         loaded = load_updates(plan, run.train_set, run.task.collate, device=run.engine.device)
         batches = [batch for _, micro_batches in loaded for batch in micro_batches]
@@ -361,7 +370,7 @@ class Work:
 
 
 def training(data: Path, model: Model, settings: Settings, loop: str) -> Figures:
-    """Trains with one of LOOPS, and returns its figures."""
+    """Trains with one of LOOPS, and returns the figures of its table row."""
     batching = {"max_tokens": settings.tokens, "shapes": settings.shapes if loop in COMPILED else None}
     update, work = LOOPS[loop](data, model, settings, loop, batching)
     gc.collect()
@@ -375,7 +384,8 @@ def training(data: Path, model: Model, settings: Settings, loop: str) -> Figures
             update(batch)
 
     first = seconds(lambda: update(work.batches[0]), device)
-    for _ in range(1 if settings.rehearse else 3):  # compiles every shape; CUDA graphs are recorded the second time
+    # The first round compiles every shape, and the second one records CUDA graphs.
+    for _ in range(1 if settings.rehearse else 3):
         all_batches()
     taken = statistics.median(seconds(all_batches, device) for _ in range(settings.rounds))
     peak_gib = peak_memory_gib(torch.device(device))
@@ -397,7 +407,7 @@ def _ours(data: Path, model: Model, settings: Settings, loop: str, batching: Fig
     def update(batch: Any) -> None:
         run.update([batch])
         if (run.compilation.mode if run.compilation else "off") != mode:
-            raise RuntimeError(f"compile={mode} is not possible on this machine; the Trainer ran eagerly.")
+            raise RuntimeError(f"compile={mode} is not possible on this machine: the Trainer ran without compilation.")
 
     return update, Work.of(run, settings)
 
@@ -434,9 +444,9 @@ def profiled(work: Callable[[], object], device: str) -> tuple[int, float]:
 
 
 def launches_and_busy(events: Iterable[tuple[str, float]], taken: float, device: str) -> tuple[int, float]:
-    """Counts the kernel launches among events of (name, microseconds).
+    """Returns the number of kernel launches among `events`, and the share of time in which the host does not wait.
 
-    Also returns the share of the `taken` seconds in which the host does not wait.
+    An event is (name, microseconds). `taken` is the total time in seconds.
     """
     launch = r"aten::" if device == "cpu" else r"(cuda|cu|hip)\w*(Launch\w*Kernel|GraphLaunch)"
     launches, waiting = 0, 0.0
@@ -450,7 +460,7 @@ def launches_and_busy(events: Iterable[tuple[str, float]], taken: float, device:
 
 
 def decoding(data: Path, model: Model, settings: Settings) -> Figures:
-    """Returns the speed of beam search, including the preparation of its batches."""
+    """Returns the speed and peak memory of beam search. The time includes the preparation of batches."""
     run = trainer(data, model, settings)
     search = SearchConfig(beam=BEAM, min_length=OUTPUT, max_length_b=OUTPUT)
     device = torch.device(settings.device)

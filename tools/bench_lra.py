@@ -1,22 +1,26 @@
-"""Measures classifiers of bytes, the text task of the Long Range Arena: speed, memory, loading, and a plain torch loop.
+"""Measures byte-level classifiers, as in the text task of the Long Range Arena: speed, memory and loading.
 
     python tools/bench_lra.py [--only PART …] [--layers NAME …] [--lengths N …] [--device cuda --rows 32]
 
-`speed`    Updates per second and peak memory of each layer at each length, as ratios to `softmax` in the same run (the
-           speed table of Tay et al. 2021, arXiv 2011.04006, has such ratios too). Each layer is measured in a separate
-           process, alternately with `softmax`, one update each; the ratio is the median. The memory is the peak of an
-           update, in addition to weights and optimizer.
-`memory`   The peak of an update of a linear layer from 1k to 16k bytes, in bytes per token: constant if it is linear.
-`loading`  Examples per second that the loader delivers from a memory-mapped data-bin, and that training consumes.
-`plain`    Training against a loop around torch.nn.TransformerEncoder with the same sizes, dropout and batches. The loop
-           has its batches in memory. Each trains in a separate process, alternately, one update of the same batch each.
-           First, the losses of both from the same weights, without dropout, are compared.
+The benchmark has four parts:
 
-The data are generated: random bytes with random labels. In `loading` and `plain` their lengths are drawn like the
-lengths of movie reviews, at most 1,024. The model has the released configuration of the Long Range Arena: 4 blocks of
-256 / 1024 / 4 heads. On a CPU an update has 4,096 bytes (--positions); --rows sets the number of examples of an update
-instead (32 in the paper). The dropout is 0.1. The dropout of attention weights, which not every layer has, is 0 except
-in `plain` (--attention-dropout).
+`speed`    Updates per second and peak memory of each layer at each length, and their ratios to `softmax` in the same
+           run, as in the speed table of Tay et al. 2021 (arXiv 2011.04006). Each layer is measured in a separate
+           process, alternately with `softmax`, one update each. The ratio is the median of all rounds. The memory is
+           the increase during an update, so it does not include the weights and the optimizer's state.
+`memory`   Peak memory of an update with a `linear` layer, for 1k to 16k bytes. If memory grows linearly with the
+           length, the memory per byte is constant.
+`loading`  Examples per second that the loader reads from a memory-mapped data-bin, and that training consumes.
+`plain`    Training speed, compared with a plain torch loop around torch.nn.TransformerEncoder with the same sizes,
+           dropout and batches. The plain loop has its batches in memory. Both train in separate processes, alternately,
+           one update each of the same batch. Before the timing, their losses are compared: they start from the same
+           weights and train without dropout.
+
+The data are random bytes with random labels. In `loading` and `plain`, the lengths are distributed like those of movie
+reviews, with a maximum of 1,024. The model has the sizes of the Long Range Arena's code: 4 blocks of width 256, with
+1024 hidden units and 4 heads. An update has 4,096 bytes (--positions) or, if --rows is set, this number of examples (32
+in the paper). Dropout is 0.1. The dropout of attention weights, which some layers do not have, is 0, except in `plain`
+(--attention-dropout).
 """
 
 import argparse
@@ -87,7 +91,7 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run; default: all")
     parser.add_argument("--layers", nargs="+", default=list(LAYERS), help="softmax is always measured")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048, 3072, 4096])
     parser.add_argument("--long", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16384], help="for `memory`")
@@ -120,7 +124,7 @@ def main() -> None:
 
 
 def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
-    """Returns a labeled data-bin of random bytes of these lengths, in two classes."""
+    """Makes a labeled data-bin of random bytes, with texts of the given lengths in two classes. Returns its folder."""
     random = np.random.default_rng(1)
     vocabulary = byte_vocabulary()
     folder.mkdir(parents=True)
@@ -138,7 +142,7 @@ def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
 
 
 def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
-    """Returns a labeled data-bin of texts as long as movie reviews."""
+    """Makes a labeled data-bin of random texts that are as long as movie reviews. Returns its folder."""
     length_N = np.random.default_rng(2).lognormal(REVIEW_MEAN, REVIEW_DEVIATION, arguments.examples)
     longest = min(REVIEW_LIMIT, arguments.positions)
     return make_data(arguments.data / name, length_N.round().clip(16, longest).astype(np.int64))
@@ -152,9 +156,9 @@ def trainer(
     length: int,
     dropout: float = 0.1,
     attention_dropout: float | None = None,
-    **others: Any,
+    **batching: Any,
 ) -> Trainer:
-    """Returns a Trainer. The caller runs its updates one by one. `others` are settings of `batch`."""
+    """Returns a Trainer, whose updates the caller runs one by one. `batching` are settings of `batch`."""
     dropped = arguments.attention_dropout if attention_dropout is None else attention_dropout
     sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropped}
     tree = {
@@ -163,7 +167,7 @@ def trainer(
         "save_dir": str(data / "no-run"),  # nothing is saved
         "max_updates": 1_000_000,
         "clip_norm": CLIP_NORM,
-        "batch": {"max_tokens": arguments.positions, **others},
+        "batch": {"max_tokens": arguments.positions, **batching},
         "task": {"kind": "classification", "data": str(data)},
         "model": {
             "kind": "transformer_classifier",
@@ -204,7 +208,7 @@ def _speed(arguments: argparse.Namespace) -> None:
         cells[layer], exit_code = in_a_process(lambda layer=layer: _cells(arguments, layer))  # type: ignore[misc]
         print(f"{layer:20} " + " ".join(f"{cell.length}:{cell.rate:.3g}/s ({cell.speed:.2f})" for cell in cells[layer]))
         if exit_code:
-            print(f"{layer}: ended with {exit_code}", file=sys.stderr)
+            print(f"{layer}: the process failed with exit code {exit_code}", file=sys.stderr)
     reference = {cell.length: cell.gib for cell in cells["softmax"]}
     speeds, sizes = (
         {f"`{name}`": {f"{cell.length:,}": text(cell) for cell in row} for name, row in cells.items()}
@@ -220,12 +224,12 @@ def _speed(arguments: argparse.Namespace) -> None:
 
 
 def _cells(arguments: argparse.Namespace, layer: str) -> Iterator[Cell]:
-    """Yields the measurements of a layer at every length, alternately with softmax."""
+    """Yields the measurement of a layer at each length. Its updates alternate with updates of softmax."""
     torch.set_num_threads(arguments.threads)
     gib = {length: _peak(arguments, layer, length) for length in arguments.lengths}
     keep_freed_memory()
     for length in arguments.lengths:
-        data = _fixed(arguments, layer, length)
+        data = _data_of_length(arguments, layer, length)
         steps = [_step(arguments, name, data, length) for name in dict.fromkeys([layer, "softmax"])]
         for step in steps:
             for _ in range(WARM_UP):
@@ -236,15 +240,15 @@ def _cells(arguments: argparse.Namespace, layer: str) -> Iterator[Cell]:
 
 
 def _peak(arguments: argparse.Namespace, layer: str, length: int) -> float:
-    """Returns the peak memory of an update in GiB. Called before anything is timed."""
+    """Returns the peak memory of an update in GiB. Must be called before `keep_freed_memory`."""
     return_freed_memory()
-    step = _step(arguments, layer, _fixed(arguments, layer, length), length)
-    step()  # makes the optimizer's state
+    step = _step(arguments, layer, _data_of_length(arguments, layer, length), length)
+    step()  # the optimizer allocates its state
     return memory(step, arguments.device)
 
 
-def _fixed(arguments: argparse.Namespace, layer: str, length: int) -> Path:
-    """Returns data of one length, with the examples of one update."""
+def _data_of_length(arguments: argparse.Namespace, layer: str, length: int) -> Path:
+    """Returns a data-bin with the examples of one update, all of the same length."""
     folder: Path = arguments.data / f"{layer}-{length}"
     rows = arguments.rows or max(1, arguments.positions // length)
     return folder if folder.is_dir() else make_data(folder, np.full(max(rows, 2), length))
@@ -268,7 +272,7 @@ def _memory(arguments: argparse.Namespace) -> None:
 
     peaks, _ = in_a_process(measure)
     row = {f"{length:,}": f"{gib:.3g} ({gib * 2**30 / length:,.0f})" for length, gib in peaks}
-    print("\nGiB at the peak of an update with one example, by its length (bytes per token)")
+    print("\nGiB at the peak of an update with one example, by length in tokens (memory per token in bytes)")
     print(table("layer", {"`linear`": row}), flush=True)
     arguments.rows = None
 
@@ -298,7 +302,7 @@ def _loading(arguments: argparse.Namespace) -> None:
 
     rates, _ = in_a_process(measure)
     found = dict(rates)
-    print("\nExamples per second, reviews of up to 1,024 bytes")
+    print("\nExamples per second, for texts of up to 1,024 bytes")
     rows = {"loaded in the training process": {"examples/s": f"{found['loader']:,.0f}", "loading / training": ""}}
     for layer in ("softmax", "linear"):
         ratio = found["loader"] / found[layer]
@@ -321,7 +325,7 @@ def _plain(arguments: argparse.Namespace) -> None:
 
     with worker("losses", "fp32") as checked:
         worst = max(abs(ours - plain) / plain for ours, plain in checked.ready)
-    print(f"\nLargest relative difference of the losses of ours and of plain (fp32, no dropout): {worst:.1e}")
+    print(f"\nLargest relative difference of the losses of seqtk and plain torch (fp32, no dropout): {worst:.1e}")
     if not worst <= 1e-4:
         raise SystemExit("The losses differ, so the speeds cannot be compared.")
     precisions = ["fp32", *(["bf16"] if arguments.device == "cuda" or has_bf16() else [])]
@@ -340,11 +344,11 @@ def _plain(arguments: argparse.Namespace) -> None:
             if (base := rates["plain", other]) is not values
         }
         rows[f"{name} {precision}"] = {"examples/s": f"{statistics.median(values):,.1f}", **ratios}
-    print(f"\nTraining with softmax against torch.nn.TransformerEncoder\n{table('loop', rows)}", flush=True)
+    print(f"\nTraining: softmax (ours) and torch.nn.TransformerEncoder (plain)\n{table('loop', rows)}", flush=True)
 
 
 class PlainClassifier(nn.Module):
-    """The same model as in seqtk, made of torch's nn.TransformerEncoder. Returns logits."""
+    """The same model as in seqtk, built from torch's nn.TransformerEncoder. `forward` returns logits."""
 
     positions_SD: Tensor
 
@@ -393,7 +397,7 @@ class PlainLoop:
 
 
 def _compared(arguments: argparse.Namespace, *, dropout: float) -> tuple[Trainer, Iterator[ClassBatch]]:
-    """Returns (seqtk's Trainer, its batches)."""
+    """Returns seqtk's Trainer, which is compared with the plain loop, and an iterator over its batches."""
     data = arguments.data
     run = trainer(arguments, "softmax", data, length=REVIEW_LIMIT, dropout=dropout, attention_dropout=dropout)
     return run, batches_of(run)
@@ -434,7 +438,7 @@ def _wait(arguments: argparse.Namespace) -> None:
 
 
 def _losses(arguments: argparse.Namespace) -> None:
-    """Prints the losses of seqtk and of the plain loop from the same weights, without dropout."""
+    """Prints the losses of seqtk and of the plain loop. Both start from the same weights and have no dropout."""
     run, batches = _compared(arguments, dropout=0.0)
     loop = PlainLoop(arguments, vocabulary=len(run.task.vocabulary), dropout=0.0)
     loop.model.load_state_dict(_plain_weights(tensors_of(run.model), blocks=arguments.blocks))
@@ -449,7 +453,7 @@ def _losses(arguments: argparse.Namespace) -> None:
 
 
 def _plain_weights(ours: dict[str, Tensor], *, blocks: int) -> dict[str, Tensor]:
-    """Returns seqtk's weights under the names of torch's encoder."""
+    """Returns seqtk's weights with the names that they have in PlainClassifier."""
     found = {"tokens.weight": ours["embedding.tokens.weight"]}
     for kind in ("weight", "bias"):
         found |= {

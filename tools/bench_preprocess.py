@@ -1,14 +1,15 @@
-"""Measures the speed of seqtk-preprocess, relative to baselines and, with --against, to another checkout.
+"""Measures the speed of seqtk-preprocess, relative to baselines or, with --against, to another checkout.
 
     python tools/bench_preprocess.py [--against CHECKOUT] [--lines N] [--source FILE --target FILE]
 
-Without files the text is generated, with words by Zipf's law. The measured time starts and ends with files on disk: it
-includes the checks of the text, the dictionary, the encoding and the writing. Rounds alternate between the baselines
-and seqtk, and the best round is reported. Work on one core is measured in processor time, which other load on the
-machine affects less; several workers are measured in wall-clock time.
+If no files are given, the text is generated, with word frequencies that follow Zipf's law. The measured work starts
+with text files and ends with a data-bin on disk. It includes checking the text, building the dictionary, encoding and
+writing. Rounds alternate between the baselines and seqtk, and the time of the best round is printed. Work on one core
+is measured in processor time, which other load on the machine affects less. Several workers are measured in wall-clock
+time.
 
-With --against, only the commands `seqtk-preprocess` of this checkout and the other checkout are timed, including
-start-up, each from its own .venv.
+With --against, the tool times only the command `seqtk-preprocess`, including its start-up, of this checkout and of the
+other checkout. Each checkout needs its own .venv.
 """
 
 import argparse
@@ -59,8 +60,8 @@ def main() -> None:
 
 
 def _bench_commands(folder: Path, other: Path, *, rounds: int) -> None:
-    """Measures the commands of two checkouts on the same text, alternately."""
-    print("seqtk-preprocess, seconds of the best round: ours, the other checkout's, ours / the other's")
+    """Measures the command `seqtk-preprocess` of two checkouts, alternately, on the same text."""
+    print("seqtk-preprocess, seconds of the best round: this checkout, the other checkout, this / other")
     for tokens in ("words", "sentencepiece"):
         for workers in sorted({1, available_cores()}):
             timed: dict[str, Callable[[], object]] = {
@@ -81,7 +82,7 @@ def _command(checkout: Path, folder: Path, *, workers: int, tokens: str) -> None
 
 
 def _bench_tokenized(folder: Path, *, rounds: int) -> None:
-    """Measures tokenized text to data-bin, with the dictionary, against a plain loop over lines and words."""
+    """Measures preprocessing of tokenized text, including the dictionary. The baseline loops over lines and words."""
     cores = available_cores()
     timed: dict[str, Callable[[], object]] = {
         "per-line dictionary loop (split, look up, append)": partial(_dictionary_loop, folder),
@@ -90,14 +91,17 @@ def _bench_tokenized(folder: Path, *, rounds: int) -> None:
     }
     seconds = _best(timed, rounds)
     tokens = sum(len(line.split()) + 1 for path in folder.glob("text.*") for line in path.open(encoding="utf-8"))
-    print(f"tokenized text to data-bin: {tokens:,} tokens")
+    print(f"from tokenized text to a data-bin: {tokens:,} tokens")
     baseline = next(iter(seconds.values()))
     for name, taken in seconds.items():
-        print(f"  {name:50} {tokens / taken:12,.0f} tokens/s  {baseline / taken:5.2f} x the loop")
+        print(f"  {name:50} {tokens / taken:12,.0f} tokens/s  {baseline / taken:5.2f} x the loop's speed")
 
 
 def _bench_raw(folder: Path, *, rounds: int) -> None:
-    """Measures raw text to data-bin with an existing model, against SentencePiece's batch encoder in memory."""
+    """Measures preprocessing of raw text with an existing SentencePiece model.
+
+    The baseline is SentencePiece's batch encoder, which reads and writes no files.
+    """
     lines = [line for path in sorted(folder.glob("text.*")) for line in path.read_text("utf-8").split("\n")[:-1]]
     cores = available_cores()
     for kind in ("bpe", "unigram"):
@@ -118,7 +122,7 @@ def _bench_raw(folder: Path, *, rounds: int) -> None:
             f"seqtk-preprocess, {cores} workers": partial(_ours, folder, workers=cores, sentencepiece=str(model)),
         }
         seconds = _best(timed, rounds)
-        print(f"raw text to data-bin, {kind}: {len(lines):,} lines")
+        print(f"from raw text to a data-bin, {kind}: {len(lines):,} lines")
         baseline = next(iter(seconds.values()))
         for name, taken in seconds.items():
             print(f"  {name:50} {len(lines) / taken:12,.0f} lines/s   {taken / baseline:5.2f} x the encoder's time")
@@ -165,7 +169,9 @@ def _dictionary_loop(folder: Path) -> None:
 def _best(timed: dict[str, Callable[[], object]], rounds: int, *, children: bool = False) -> dict[str, float]:
     """Returns name of a function → seconds of its best round.
 
-    They are wall-clock time if the name ends with "workers", else CPU time (of child processes if `children`)."""
+    The seconds are wall-clock time if the name ends with "workers", and CPU time otherwise. With `children`, it is the
+    CPU time of child processes.
+    """
     seconds = dict.fromkeys(timed, float("inf"))
     processor_time = _time_of_children if children else time.process_time
     for _ in range(rounds):
@@ -184,7 +190,7 @@ def _time_of_children() -> float:
 
 @contextmanager
 def _new_directory(folder: Path) -> Iterator[Path]:
-    """Yields the name of a directory that does not exist yet, and deletes the directory afterwards."""
+    """Yields the path of a directory that does not exist yet, and deletes the directory afterwards."""
     try:
         yield folder / "out"
     finally:

@@ -1,21 +1,25 @@
-"""Measures the speed of training, relative to a plain torch loop and, with --against, to another checkout.
+"""Measures the speed of training, relative to a plain torch loop and, with --against, also to another checkout.
 
     python tools/bench_training.py [--against CHECKOUT] [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
     python tools/bench_training.py --processes N [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
 
-The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
-tokens, 4,096 tokens a batch. `ours` is `Trainer.update` with everything on; reading and collating each batch is timed.
-`plain` is the loop below, written with torch alone, with its batches in memory. `against` is `ours` of another
-checkout, run with the .venv and tools/bench_training.py of that checkout.
+Three training loops are compared:
 
-Each trains in a separate process, because the memory allocator is set for a whole process. The processes alternate, one
-update of the same batch each, so that other load on the machine slows all of them. First, `ours` and `plain` train a
-few updates from the same weights without dropout, and their losses are compared. Without --data a corpus is generated:
-its sentences are as long as Multi30k's, with words by Zipf's law.
+`ours`     `Trainer.update` of this checkout. The time includes reading and collating each batch.
+`plain`    The loop below, written with torch alone. Its batches are in memory.
+`against`  `ours` of the other checkout, run with the .venv and tools/bench_training.py of that checkout.
 
-With --processes N, `ddp` is `ours` in N processes under parallel=ddp, and is compared with `ours` in one process. Both
-use the same number of threads in all, and train on the same N batches in each update. Run it on an idle machine: if
-other jobs use the cores, the threads of one process wait for each other many times longer than they compute.
+The model is the small model of the Multi30k recipes: 3 + 3 blocks of width 256, with 1024 hidden units and 4 heads, one
+vocabulary of about 8,000 tokens, and 4,096 tokens per batch. Without --data, a corpus is generated: its sentences are
+as long as those of Multi30k, and its word frequencies follow Zipf's law.
+
+Each loop trains in a separate process, because the settings of the memory allocator apply to a whole process. The
+processes alternate, one update each of the same batch, so that other load on the machine slows all of them. Before the
+timing, `ours` and `plain` train a few updates from the same weights without dropout, and their losses are compared.
+
+With --processes N, `ddp` (that is `ours` in N processes with parallel=ddp) is compared with `ours` in one process. Both
+use the same total number of threads, and train on the same N batches in each update. The machine must be idle: if other
+jobs use the cores, the threads of one process wait for each other many times longer than they compute.
 
 B batch, S source length, T target length, D width, H heads, V vocabulary.
 """
@@ -77,7 +81,7 @@ def main() -> None:
         serving[arguments.worker](arguments)
         return
     if arguments.threads % arguments.processes or (arguments.processes > 1 and arguments.against):
-        parser.error("--processes must divide --threads, and excludes --against")
+        parser.error("--threads must be a multiple of --processes, and --against is not possible with --processes")
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
         _check_losses(arguments)
@@ -93,7 +97,10 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> None:
-    """Alternates between the kinds, one update each. Prints their rates, and the ratios between the rates."""
+    """Measures the loops alternately, one update each. Prints their speeds, and the ratios of the speeds.
+
+    Each of `kinds` is (name of a loop, precision).
+    """
     rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         with contextlib.ExitStack() as stack:
@@ -105,7 +112,7 @@ def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> Non
     for (name, precision), values in rates.items():
         figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
         print(f"  {name:7} {precision} {figures}")
-    print("ratios of the speed on the same batch: median (median of each round)")
+    print("ratios of the speeds on the same batch: median of all rounds (median of each round)")
     pairs = [(kind, ("plain", "fp32")) for kind in kinds if kind != ("plain", "fp32") and arguments.processes == 1]
     pairs += [(kind, ("against", kind[1])) for kind in kinds if kind[0] == "ours" and arguments.against]
     pairs += [(kind, ("ours", kind[1])) for kind in kinds if kind[0] == "ddp"]
@@ -121,7 +128,7 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
 
 
 def _worker(arguments: argparse.Namespace, name: str, *, precision: str) -> Worker:
-    """Returns a process that trains with one of the loops, and performs one update per request."""
+    """Returns a worker process that trains with one of the loops, and performs one update per call."""
     python, script = sys.executable, Path(__file__)
     if name == "against":
         name, other = "ours", arguments.against.absolute()
@@ -140,7 +147,7 @@ def _check_losses(arguments: argparse.Namespace) -> None:
     with _worker(arguments, "losses", precision="fp32") as worker:
         pairs = worker.ready
     worst = max(abs(ours - plain) / plain for ours, plain in pairs)
-    print(f"loss of ours and of plain (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
+    print(f"losses of ours, plain (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
     print(f"  largest relative difference {worst:.1e}")
     if not worst <= 1e-4:
         raise SystemExit("The losses differ, so the speeds cannot be compared.")
@@ -187,10 +194,10 @@ def _updates(trainer: Trainer) -> Iterator[list[TranslationBatch]]:
 
 def _serve_ours(arguments: argparse.Namespace) -> None:
     trainer = _trainer(arguments, dropout=0.1, update_freq=arguments.processes)
-    its_updates = _updates(trainer)
+    batches = _updates(trainer)
 
     def update() -> float:
-        micro_batches = next(its_updates)
+        micro_batches = next(batches)
         trainer.update(micro_batches)
         return sum(batch.weight for batch in micro_batches)
 
@@ -238,7 +245,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """The same model as in seqtk, made of nn.Embedding, SDPA, nn.Linear, nn.LayerNorm and nn.Dropout."""
+    """The same model as in seqtk, built from nn.Embedding, SDPA, nn.Linear, nn.LayerNorm and nn.Dropout."""
 
     positions_TD: Tensor
 
@@ -267,7 +274,7 @@ class PlainTransformer(nn.Module):
 
 
 class PlainLanguageModel(PlainTransformer):
-    """A language model made of the same blocks, without an encoder."""
+    """A language model of PlainBlocks without cross-attention."""
 
     def __init__(self, vocabulary: int, *, dropout: float) -> None:
         super().__init__(vocabulary, dropout=dropout)
@@ -282,7 +289,7 @@ class PlainLanguageModel(PlainTransformer):
 
 
 class PlainLoop:
-    """A training loop in plain torch, for PlainTransformer or a different model."""
+    """A training loop in plain torch. `model` is the class of the model to train."""
 
     def __init__(
         self,
@@ -296,7 +303,7 @@ class PlainLoop:
     ) -> None:
         self.model = model(vocabulary, dropout=dropout).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), **ADAM)
-        # torch divides the smoothed share among all V tokens, fairseq and seqtk among the V - 1 other tokens
+        # torch spreads label smoothing over all V tokens; fairseq and seqtk spread it over the V - 1 wrong tokens.
         self.label_smoothing = label_smoothing * vocabulary / (vocabulary - 1)
         self.precision, self.device = precision, device
 
@@ -347,7 +354,7 @@ def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
 
 
 def _losses(arguments: argparse.Namespace) -> None:
-    """Prints the losses of seqtk and of the plain loop from the same weights, without dropout."""
+    """Prints the losses of seqtk and of the plain loop. Both start from the same weights and have no dropout."""
     trainer = _trainer(arguments, dropout=0.0)
     loop = PlainLoop(trainer.model.head.weight.shape[0], dropout=0.0, precision="fp32")
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
@@ -371,7 +378,10 @@ def _plain_name(name: str) -> str:
 
 
 def _make_corpus(directory: Path, *, words: int = VOCABULARY, pairs: int = PAIRS) -> Path:
-    """Returns a data-bin with the number and lengths of pairs of Multi30k (with 8,000 BPE tokens)."""
+    """Makes a data-bin with as many pairs as Multi30k, and with sentences of similar lengths. Returns its folder.
+
+    The lengths are those of Multi30k with 8,000 BPE tokens.
+    """
     random = np.random.default_rng(1)
     vocabulary = Vocabulary([f"word{rank}" for rank in range(words - UNK - 1)])
     first = UNK + 1

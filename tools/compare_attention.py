@@ -1,13 +1,15 @@
 """Trains one small model with each attention layer for the same number of updates. Prints scores, speeds and memory.
 
-python tools/compare_attention.py --contest translation --data data-bin/multi30k_en_de [--updates N] [--kinds …]
-python tools/compare_attention.py --contest language --data data-bin/wikipedia_bytes [--updates N] [--kinds …]
+    python tools/compare_attention.py --contest translation --data data-bin/multi30k_en_de [--updates N] [--kinds …]
+    python tools/compare_attention.py --contest language --data data-bin/wikipedia_bytes [--updates N] [--kinds …]
 
-Every run is `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and the given layer in every
-self-attention (only in the encoder if a kind has no causal form), then `seqtk-generate beam=5` (or `seqtk-eval-lm`) on
-the test split. Speed is the number of target tokens per second of processor time of the whole training, including start
-and validation, because other work on the machine affects processor time less. A kind whose result is in the output
-folder is not run again. With --bf16, training computes in bf16 (`precision=bf16`).
+For each layer, the tool runs `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and with this
+layer as self-attention (only in the encoder if the layer has no causal form). Then it runs `seqtk-generate beam=5` (or
+`seqtk-eval-lm`) on the test split. With --bf16, training uses `precision=bf16`.
+
+Speed is the number of target tokens per second of processor time, which other work on the machine affects less than
+wall-clock time. It includes start-up and validation. If the output folder contains the result of a layer, this layer is
+not trained again.
 """
 
 import argparse
@@ -52,7 +54,7 @@ ENTRANTS: dict[str, dict[str, Any]] = {
     "fnet": {"kind": "fnet"},
     "transformer_xl": {"kind": "transformer_xl"},
 }
-"""The settings of each layer. If a layer has a setting `max_length`, it is set to the contest's longest input."""
+"""Name → settings of each layer to compare. If a layer has a setting `max_length`, it is set to `Contest.longest`."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ class Contest:
     longest: int
     """The longest input in tokens, for layers with a maximum length."""
     score: tuple[str, ...]
-    """The command that scores. `checkpoint=` and `data=` are added."""
+    """The command that scores the model. `run` adds the arguments `checkpoint=` and `data=`."""
     figure: re.Pattern[str]
-    """The pattern of the score in the output of this command."""
+    """The pattern of the score in the output of `score`."""
     name: str
+    """The name of the score, which is the heading of its column."""
     higher_is_better: bool
     role: Role
     """The role that a layer must have to be compared."""
@@ -122,12 +125,12 @@ def roles(name: str) -> Role:
 
 
 def where(name: str) -> str:
-    """Returns where the model uses the layer as self-attention: in the encoder, or everywhere."""
+    """Returns where the model uses the layer as self-attention: "encoder" or "everywhere"."""
     return "everywhere" if Role.CAUSAL in roles(name) else "encoder"
 
 
 def settings_of(name: str, contest: Contest) -> list[str]:
-    """Returns the settings that select the layer, with the longest input if it has a maximum length."""
+    """Returns the settings that select the layer. A layer with a maximum length gets the contest's longest input."""
     config_type = attentions.config_type(ENTRANTS[name]["kind"])
     needs_length = "max_length" in {field.name for field in dataclasses.fields(config_type)}
     config = {**ENTRANTS[name], **({"max_length": contest.longest} if needs_length else {})}
@@ -138,7 +141,7 @@ def settings_of(name: str, contest: Contest) -> list[str]:
 
 
 def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains and scores a model, and returns the results."""
+    """Trains and scores a model with the layer `name`. Returns name of a column → its value."""
     folder = arguments.output / name
     common = [f"threads={arguments.threads}", f"precision={'bf16' if arguments.bf16 else 'fp32'}"]
     training, scoring = folder.with_suffix(".train.log"), folder.with_suffix(".score.log")
@@ -179,19 +182,19 @@ def _written(config: dict[str, Any]) -> str:
 
 
 def _command(program: str, *arguments: str, log: Path) -> float:
-    """Runs a command, and returns its seconds of CPU time."""
+    """Runs a command and writes its output to `log`. Returns its CPU time in seconds."""
     path = str(Path(sys.executable).parent / program)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen([path, *arguments], stdout=file, stderr=subprocess.STDOUT, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{program} failed: see {log}")
+        raise SystemExit(f"{program} failed. Its output is in {log}.")
     return usage.ru_utime + usage.ru_stime
 
 
 def table(rows: list[dict[str, Any]], contest: Contest) -> str:
-    """Returns a Markdown table, best first."""
+    """Returns a Markdown table of the results, with the best score first."""
     lines = [
         f"| kind | {contest.name} | validation nll | tokens/s of a core | parameters | peak GiB |",
         "|---|---|---|---|---|---|",

@@ -3,15 +3,18 @@
     python tools/compare_losses.py --against CHECKOUT [--updates N] RUN [RUN ...]
 
 A RUN is one quoted argument with the settings of `seqtk-train`, for example "recipe=multi30k_base precision=bf16". Both
-checkouts train it in the current folder, on its data-bin, one after the other, with one thread and the same seed, and
-log every update. For each run the table shows how many updates both logged, and the largest absolute difference of the
-loss, the nll and the norm of the gradient: 0 means that all numbers are equal bit for bit. A run that sets no key of
-`validation.` is validated once, at its end, by its nll. The exit code is 1 if a difference exceeds `--tolerance`.
+checkouts train the run in the current folder, which contains its data-bin: one after the other, with one thread and the
+same seed. They log every update. For each run, the table shows the number of updates that both checkouts logged, and
+the largest absolute differences of the loss, the nll and the norm of the gradient. A difference of 0 means that all
+numbers are bit-identical. The exit code is 1 if a difference exceeds `--tolerance`.
 
-If two checkouts draw dropout's random numbers in a different order, compare them without dropout:
-`"recipe=demo model.dropout=0 attention.dropout=0"`. Checkouts that add the same numbers in a different order differ by
-about 1e-5 after 50 updates in float32. With `--float64` both train in float64, where a difference above 1e-12 means
-that their computations differ.
+Runs are validated once, at the end, and only their nll is computed. A run that sets a key of `validation.` is validated
+as it says.
+
+If two checkouts generate the random numbers of dropout in a different order, compare them without dropout:
+`"recipe=demo model.dropout=0 attention.dropout=0"`. If they sum the same numbers in a different order, their losses
+differ by about 1e-5 after 50 updates in float32. With `--float64`, both train in float64. There, a difference above
+1e-12 means that they compute something different.
 """
 
 import argparse
@@ -70,14 +73,14 @@ def train(checkout: Path, settings: list[str], *, updates: int, float64: bool) -
 
 
 def validation(settings: list[str], updates: int) -> list[str]:
-    """Returns settings that validate once, without decoding, unless the run sets keys of `validation.`."""
+    """Returns settings for one validation without decoding, or no settings if the run sets keys of `validation.`."""
     if any(setting.startswith("validation") for setting in settings):
         return []
     return [f"validation.every={updates}", "validation.decode=false", "validation.metric=nll"]
 
 
 def compare(old: Log, new: Log) -> tuple[dict[str, float], int | None]:
-    """Returns (number → its largest difference, the first update with a difference or None)."""
+    """Compares two logs. Returns (name in COMPARED → largest difference, first update with a difference or None)."""
     worst, first = dict.fromkeys(COMPARED, 0.0), None
     for before, after in zip(old, new, strict=False):
         for name in COMPARED:

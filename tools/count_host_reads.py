@@ -23,7 +23,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count_host_reads(function: Callable[[], object], names: tuple[str, ...] = READS) -> int:
-    """Returns the number of operators called `names` that `function` runs. It is the same on every device."""
+    """Returns how often `function` runs the operators `names`. The number is the same on every device."""
     with _Counter(names) as counter:
         function()
     return counter.count

@@ -2,18 +2,18 @@
 
     python tools/count_ops.py [--size SIZE] [--data DATA-BIN] [--tokens N] [--bf16] [--graph-breaks] [KEY=VALUE ...]
 
+The host needs time for each operator. If a GPU computes faster than the host launches operators, it waits.
+
 The tool uses the model and the data of tools/bench_training.py. KEY=VALUE changes settings, for example
-`attention=luna`. If a GPU waits for its host, it is idle in proportion to the number of operators. For comparison, the
-tool also counts the operators of a plain torch loop of the same size. Views launch no kernel and are counted
-separately.
+`attention=luna`. For comparison, it also counts the operators of a plain torch loop with a model of the same size.
+Views launch no kernel and are counted separately. With --graph-breaks, it also prints where torch.compile would break
+the graph of the forward pass.
 
     python tools/count_ops.py --layers [--against CHECKOUT] [--size SIZE] [--bf16] [KEY=VALUE ...]
 
-Prints a table with a row for each attention layer, used as self-attention: the number of operators of one update that
-are not views, of casts among them, and of reads by the host. With --against, the table also has the numbers of another
-checkout, which has its own .venv.
-
-With --graph-breaks, also prints where torch.compile would break the graph of the forward pass.
+Prints a table with a row for each attention layer, used as self-attention. The columns are the numbers of operators
+that are not views, of casts, and of reads by the host, in one update. With --against, the table also has the numbers of
+another checkout, which needs its own .venv.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def report(name: str, update: Callable[[], object]) -> int:
 
 
 def self_attention_layers() -> dict[str, str]:
-    """Returns layer → setting that uses it as self-attention of the encoder and, if possible, of the decoder."""
+    """Returns layer → key of the setting that makes it the self-attention of encoder and decoder, where possible."""
     layers = {}
     for name in attentions:
         roles = attentions.class_of(attentions.config_type(name)).roles
@@ -156,7 +156,7 @@ def self_attention_layers() -> dict[str, str]:
 
 
 def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
-    """Returns the numbers of operators that are not views, casts, and host reads of an update with a layer."""
+    """Returns three numbers for an update with `layer`: of operators that are not views, of casts, of host reads."""
     trainer = trainer_of(arguments, [f"{self_attention_layers()[layer]}={layer}", *arguments.settings])
     first, second = islice(bench._batches(trainer), 2)
     trainer.update([first])
@@ -166,7 +166,7 @@ def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
 
 
 def print_layers(arguments: argparse.Namespace) -> None:
-    """Prints a row of counts for each layer. With `--against`, it shows "other checkout → this checkout"."""
+    """Prints a table with a row of counts for each layer. With `--against`, a cell is "other → this checkout"."""
     found = [_in_checkout(arguments, checkout) for checkout in (arguments.against, HERE) if checkout]
     print("| self-attention | operators | casts | host reads |\n|---|---|---|---|")
     for layer, now in found[-1].items():
@@ -179,7 +179,7 @@ def print_layers(arguments: argparse.Namespace) -> None:
 
 
 def _in_checkout(arguments: argparse.Namespace, checkout: Path) -> dict[str, list[int]]:
-    """Runs this tool with the code of a checkout. Returns the counts of each layer."""
+    """Runs this tool with the code of a checkout. Returns layer → its counts (see `counts_of`)."""
     checkout = checkout.absolute()
     command = [str(checkout / ".venv/bin/python"), __file__, "--worker", f"--data={arguments.data}"]
     command += [f"--size={arguments.size}", f"--tokens={arguments.tokens}", *(["--bf16"] if arguments.bf16 else [])]

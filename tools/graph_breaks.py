@@ -2,9 +2,9 @@
 
     python tools/graph_breaks.py [KIND ...]
 
-The models are tiny. Each model uses the layer in all roles that the model and the layer have. A step is a forward pass
-with dropout, and its loss. tests/laws/test_graphs.py tests that the backward pass is in the same graph, and that the
-results equal the results of eager mode.
+The models are tiny. A model uses the layer in every role that both have. A step computes the features and the loss of a
+batch, with dropout. tests/laws/test_graphs.py tests that the backward pass is in the same graph, and that compiled
+results equal eager results.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.laws.graphs import Case, cases, with_weight_tensor
 
 
 def breaks(case: Case) -> tuple[int, set[str]]:
-    """Returns the number of graph breaks and their reasons."""
+    """Returns the number of graph breaks in a training step, and their reasons."""
     torch.compiler.reset()
     explained = dynamo.explain(case.step(dropout=0.1).compute)(with_weight_tensor(case.batch()), None)
     return explained.graph_break_count, {str(each.reason).splitlines()[0] for each in explained.break_reasons}

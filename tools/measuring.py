@@ -1,4 +1,4 @@
-"""Functions for benchmarks: measure the time and memory of a function, and alternate between worker processes."""
+"""Functions for benchmarks: they measure the time and memory of a function, and run work in separate processes."""
 
 import ctypes
 import dataclasses
@@ -26,7 +26,7 @@ MIXTURES = {
     "random+dense": ["random", "dense"],
     "factorized_random+dot": ["factorized_random", "dot"],
 }
-"""Name of a mixture of Synthesizers, which is measured like a layer → its settings."""
+"""Name of a mixture of Synthesizers → its parts. Benchmarks measure each mixture like a registered layer."""
 
 
 def kind_of(name: str) -> str:
@@ -35,16 +35,16 @@ def kind_of(name: str) -> str:
 
 
 def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
-    """Returns the settings of a layer: each value of `sizes` that is a setting of it, and the parts of a mixture."""
+    """Returns the settings of a layer: the `sizes` that the layer has as settings and, for a mixture, its parts."""
     fields = {field.name for field in dataclasses.fields(attentions.config_type(kind_of(name)))}
     settings = {key: value for key, value in sizes.items() if key in fields}
     return settings | ({"parts": MIXTURES[name]} if name in MIXTURES else {})
 
 
 def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
-    """Runs `work` in a forked process, which inherits the imports. The parent must not have used torch's threads yet.
+    """Runs `work` in a forked process. Returns (list of the values that `work` yields, exit code).
 
-    Returns the values that `work` yields, and the exit code.
+    The process inherits the imports of the parent. The parent must not have used torch's threads before.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -67,7 +67,7 @@ def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Returns the time that `work` takes."""
+    """Returns the wall-clock time of `work` in seconds. On a GPU, it includes the work that the host has launched."""
     if device != "cpu":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -78,9 +78,10 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def memory(work: Callable[[], object], device: str) -> float:
-    """Returns the increase of memory at the peak of `work` in GiB: resident memory or, on a GPU, allocated memory.
+    """Returns the increase of memory at the peak of `work`, in GiB.
 
-    Call `return_freed_memory` before.
+    On a CPU, this is resident memory. `work` runs twice, and `return_freed_memory` must be called before. On a GPU, it
+    is allocated memory.
     """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -106,13 +107,13 @@ def keep_freed_memory() -> None:
 
 
 def _status(key: str) -> int:
-    """Returns a value in KiB from the status that the kernel reports for this process."""
+    """Returns the value of `key` in /proc/self/status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def has_bf16() -> bool:
-    """Returns True if the CPU has units for bfloat16; others emulate it."""
+    """Returns True if the CPU has instructions for bfloat16. Other CPUs emulate it."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -121,11 +122,13 @@ def has_bf16() -> bool:
 
 
 class Worker:
-    """Processes that work together. Each prints one value when it is ready, and one value for each line that it reads.
+    """One or more processes that perform an update for each call, and report its speed.
+
+    Each process prints a value when it is ready, and a value for each line that it reads (see `serve`).
 
     Args:
         command: The command that each process runs.
-        processes: The number of processes. Several get the environment variables of torchrun.
+        processes: The number of processes. If there are several, they get the environment variables of torchrun.
     """
 
     def __init__(self, command: Sequence[str], *, processes: int = 1) -> None:
@@ -135,7 +138,7 @@ class Worker:
         self.ready = self._answers()[0]
 
     def __call__(self) -> float:
-        """Requests one value of each process. Returns their sum."""
+        """Requests a value from each process, and returns the sum of the values."""
         for process in self._processes:
             process.stdin.write("\n")
             process.stdin.flush()
@@ -159,7 +162,7 @@ class Worker:
 
 
 def _worlds(processes: int) -> list[dict[str, str]]:
-    """Returns the environment variables with which torchrun would start each of several processes."""
+    """Returns, for each process, the environment variables that torchrun would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -169,7 +172,7 @@ def _worlds(processes: int) -> list[dict[str, str]]:
 
 
 def serve(update: Callable[[], float], *, warm_up: int) -> None:
-    """Runs the worker process: performs an update for each line that it reads, and prints its speed.
+    """The main loop of a worker process: for each line that it reads, it performs an update and prints the speed.
 
     Args:
         update: A function that performs an update and returns its number of tokens or examples.
@@ -185,7 +188,7 @@ def serve(update: Callable[[], float], *, warm_up: int) -> None:
 
 
 def table(corner: str, rows: dict[str, dict[str, str]]) -> str:
-    """Returns a table in Markdown: row → column → text."""
+    """Returns a table in Markdown. `rows` maps row → column → text, and `corner` is the heading of the row names."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()]

@@ -1,7 +1,10 @@
-"""Lists the library files that run while a model trains: python tools/path_of_a_batch.py KEY=VALUE…, as for seqtk-train
+"""Lists the files of the library whose code runs while a model trains.
 
-A file counts if one of its functions is called. Code that runs only while modules are imported does not count.
-Prints the lines and calls of each file, then the number of files and the sum of their lines.
+    python tools/path_of_a_batch.py KEY=VALUE…
+
+The arguments are those of seqtk-train. A file is listed if one of its functions is called. Functions that run only
+while modules are imported do not count. Prints the number of lines and calls of each file, then the number of files and
+the sum of their lines.
 """
 
 import collections
@@ -14,7 +17,7 @@ from typing import Any
 import seqtk
 
 ROOT = Path(seqtk.__file__).resolve().parent
-OPTIMIZED = 0x1  # a flag that the code of functions has, but not the code of modules and class bodies
+OPTIMIZED = 0x1  # a flag of the code of functions; the code of modules and class bodies does not have it
 
 
 def during_import(frame: FrameType) -> bool:

@@ -1,8 +1,8 @@
 """Plots the results of tools/bench_attention.py, as PNG and SVG.
 
-There is one figure for each role and quantity, with one panel for each family of layers.
+    python tools/plot_attention.py DIR/attention.csv [--output DIR]
 
-python tools/plot_attention.py DIR/attention.csv [--output DIR]
+There is one figure for each role and quantity (speed or memory), with one panel for each family of layers.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, str]], quantity: str, *, title: str) -> Any:
-    """Returns a figure with a panel for each family, all with the same axes. The line at 1 is softmax."""
+    """Returns a figure with one panel per family. All panels have the same axes. The line at 1 is softmax."""
     families = [family for family in dict.fromkeys(row["family"] for row in rows) if _rivals(rows, family)]
     height = math.ceil(len(families) / COLUMNS)
     figure, axes = pyplot.subplots(

@@ -1,12 +1,14 @@
-"""Writes the tables in README.md and docs/*.md that list the contents of registries (members).
+"""Writes the tables in README.md and docs/*.md that list the members of registries.
 
-`--check` writes nothing and exits with code 1 if a table is not current.
+    python tools/tables.py            writes the tables
+    python tools/tables.py --check    exits with code 1 if a table is not current
 
-A table is written between two markers. The first marker names its content:
+A table is written between two markers. The first marker selects the content of the table:
 
     <!-- members -->                 every registry with the names of its members
     <!-- members: attention -->      the members of one registry with their descriptions (and roles)
-    <!-- members: recipe -->         the recipes with their first lines; `command` lists the commands likewise
+    <!-- members: recipe -->         the recipes with the first line of each recipe
+    <!-- members: command -->        the commands with their descriptions
     <!-- /members -->                the end of each table
 """
 
@@ -39,7 +41,7 @@ def import_everything() -> None:
 
 
 def commands() -> dict[str, str]:
-    """Returns command in setup.cfg → first line of its function's docstring."""
+    """Returns command in setup.cfg → its description, the start of the docstring of its function."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     found = {}
@@ -52,7 +54,7 @@ def commands() -> dict[str, str]:
 
 
 def members(kind: str) -> list[tuple[str, str]]:
-    """Returns (name, description) of every member of a registry, recipe or command."""
+    """Returns (name, description) of every member of the registry `kind`, or of every recipe, command or metric."""
     if kind == "recipe":
         return [(name, summary(find_recipe(name))) for name in recipe_names()]
     if kind == "command":
@@ -60,7 +62,7 @@ def members(kind: str) -> list[tuple[str, str]]:
     if kind == "metric":
         return [(name, " ".join((inspect.getdoc(metrics[name]) or "").split("\n\n")[0].split())) for name in metrics]
     if kind not in REGISTRIES:
-        raise UserError(f"members: {kind}: there is no such registry.", nearest(kind, REGISTRIES))
+        raise UserError(f"<!-- members: {kind} -->: there is no registry '{kind}'.", nearest(kind, REGISTRIES))
     registry = REGISTRIES[kind]
     found = []
     for name in registry:
@@ -73,7 +75,7 @@ def members(kind: str) -> list[tuple[str, str]]:
 
 
 def table(kind: str | None) -> str:
-    """Returns one table in Markdown."""
+    """Returns a table in Markdown with the members of `kind` or, if it is None, with all registries."""
     if kind is None:
         kinds = [*REGISTRIES, "metric"]
         rows = [(kind, ", ".join(f"`{name}`" for name, _ in members(kind))) for kind in kinds]
@@ -83,7 +85,7 @@ def table(kind: str | None) -> str:
 
 
 def main(check: bool) -> int:
-    """Writes the tables or, with `check`, prints which are outdated. Returns the exit code."""
+    """Writes the tables or, with `check`, prints the files with tables that are not current. Returns the exit code."""
     import_everything()
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
