@@ -45,7 +45,7 @@ def flat_table(words: int, *, length: int) -> torch.Tensor:
 
 
 def brute_force(log_p_TVV: torch.Tensor, *, longest: int, length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
-    """Returns all sequences of at most `longest` tokens and EOS with their scores, best first."""
+    """Returns (score, tokens) of every sequence of at most `longest` tokens and EOS, best first."""
     words = [UNK, *range(4, log_p_TVV.shape[1])]
     scored = []
     for length in range(longest + 1):
@@ -92,7 +92,7 @@ def test_beam_search_is_batch_invariant(beam, sharpness, count):
             assert scores(together) == pytest.approx(scores(expected), abs=1e-5)
 
 
-def test_beam_1_is_greedy(model, rows):
+def test_beam_size_1_equals_greedy_search(model, rows):
     found = run(model, rows, beam=1, min_length=0)
     for row, (hypothesis,) in zip(rows, found, strict=True):
         state, token, expected = model.start(batch_of([row])), EOS, []
@@ -126,7 +126,7 @@ def test_wider_beam_has_no_lower_score(model, rows):
 
 
 @pytest.mark.parametrize(("length_penalty", "normalize"), [(0.0, True), (0.6, True), (2.0, True), (1.0, False)])
-def test_score_is_divided_by_length_to_the_penalty(model, rows, length_penalty, normalize):
+def test_length_penalty_is_an_exponent_of_the_length(model, rows, length_penalty, normalize):
     for (hypothesis,) in run(model, rows, length_penalty=length_penalty, normalize_scores=normalize):
         divisor = len(hypothesis.tokens) ** length_penalty if normalize else 1.0
         assert hypothesis.score == pytest.approx(sum(hypothesis.token_scores) / divisor)
@@ -175,7 +175,7 @@ def test_repeats_are_allowed_by_default():
     assert run(Table(table), [np.array([EOS])], beam=1, max_length_b=4)[0][0].tokens == (5, 5, 5, 5, EOS)
 
 
-def test_unk_penalty_is_subtracted_from_unk():
+def test_unk_penalty_is_subtracted_from_log_p_of_unk():
     table = flat_table(WORDS, length=1)
     table[0, :, UNK] = 5.0
     (plain,) = run(Table(table), [np.array([EOS])], beam=1, max_length_b=2)[0]
@@ -251,14 +251,14 @@ def test_temperature_divides_the_logits(rows):
     assert scores(warm) == pytest.approx(scores(sharp), abs=1e-5)
 
 
-def test_ties_are_ranked_by_beam_then_id():
+def test_equal_scores_are_ordered_by_beam_and_token_id():
     flat = Table(flat_table(WORDS, length=1))
     for count in (1, 3):
         found = run(flat, [np.array([EOS])] * count, beam=3, nbest=3, max_length_b=2)
         assert strings(found) == [[(3, EOS), (3, 3, EOS), (3, 4, EOS)]] * count
 
 
-def test_best_breaks_ties_by_index():
+def test_best_orders_equal_values_by_index():
     generator = torch.Generator().manual_seed(0)
     scores_BN = torch.randint(0, 4, (40, 300), generator=generator).float()
     scores_BN[5, :] = -torch.inf
@@ -295,7 +295,7 @@ def test_nan_scores_are_refused():
         ({"max_length_b": -1}, "max_length_b"),
     ],
 )
-def test_error_names_the_key(model, rows, options, words):
+def test_error_names_the_invalid_setting(model, rows, options, words):
     with pytest.raises(UserError, match=words):
         run(model, rows, **options)
 

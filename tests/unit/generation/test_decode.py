@@ -57,7 +57,7 @@ def test_long_source_is_truncated_and_flagged(model, decoder):
     assert cut.hypotheses[0].tokens == expected[0][0].tokens
 
 
-def test_long_scored_target_is_truncated_and_flagged(model):
+def test_long_target_to_score_is_truncated_and_flagged(model):
     decoder = BatchTranslator(models=(model,), vocabulary=vocabulary(WORDS), score_targets=True)
     sentence = Sentence(np.array([4, EOS]), target=np.append(np.full(100, 6), EOS))
     (scored,) = decode_in_order([sentence], decoder, batching=BatchingConfig())

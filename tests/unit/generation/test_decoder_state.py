@@ -9,7 +9,7 @@ from tests.unit.generation.tiny import Diary, batch_of, sources, transformer, vo
 WORDS = 8
 
 
-def test_reordering_supports_states_changed_in_place():
+def test_search_supports_models_that_change_state_in_place():
     torch.manual_seed(0)
     table = torch.randn(1, WORDS + 4, WORDS + 4)
     table[0, 0] = 0.0  # token 0 fills the unused places of the history

@@ -1,4 +1,4 @@
-"""Scoring a token stream: each token once, for any batch size, with the values of a plain float64 loop."""
+"""Scoring a token stream: each token is scored once, for any batch size, and scores equal a plain float64 loop."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def tiny(*, seed: int = 3, words: int = WORDS) -> TransformerLM:
 
 @pytest.fixture
 def items(tmp_path: Path) -> IndexedDataset:
-    """Lines of zero to nine random words and EOS. Some words are unknown."""
+    """Returns a data set with lines of zero to nine random words and EOS. Some words are unknown."""
     generator = np.random.default_rng(1)
     with IndexedWriter(tmp_path / "test", vocabulary_size=WORDS) as writer:
         for size in generator.integers(0, 10, size=40):
@@ -59,7 +59,7 @@ def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
 def naive(
     model: TransformerLM, stream: list[int], blocks: ContextBlocks, which: range, *, window: int
 ) -> dict[int, float]:
-    """Returns position in the stream → log-probability, for the blocks in `which`."""
+    """Returns position in the stream → log-probability of its token, for the blocks in `which`."""
     found = {}
     previous = [EOS, *stream]
     for start, end in blocks.bounds_K2[which].tolist():
@@ -101,7 +101,7 @@ def test_ensemble_averages_probabilities(items: IndexedDataset) -> None:
     np.testing.assert_allclose(np.exp(both), (np.exp(one) + np.exp(other)) / 2, rtol=1e-5)
 
 
-def test_long_samples_nan_and_training_mode_are_refused(items: IndexedDataset) -> None:
+def test_long_samples_and_nan_scores_are_refused(items: IndexedDataset) -> None:
     blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=25)
     with pytest.raises(UserError, match="tokens_per_sample=24"):
         score_stream([tiny()], blocks, batching=BatchingConfig(), device=CPU)
@@ -116,7 +116,7 @@ def test_long_samples_nan_and_training_mode_are_refused(items: IndexedDataset) -
 
 @pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
 def test_every_token_of_wikitext_103_is_scored(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
-    """Counts all tokens, and compares the scores of some at the start, middle and end with the plain loop."""
+    """All tokens have scores. Some scores at the start, in the middle and at the end are compared with a plain loop."""
     text = f"{real_data}/wikitext/wikitext103.{split}.tokens"
     preprocess(PreprocessConfig(tokens="words", train=text, test=(text,), nwords=500, destdir=f"{tmp_path}/bin"))
     data = DataBin(tmp_path / "bin")

@@ -101,5 +101,5 @@ def test_prefix_is_written_as_given():
     assert lines(item, "text") == ["Ōin Frau"]
 
 
-def test_several_generated_texts_are_separated():
+def test_separator_line_follows_each_generated_text():
     assert lines(translation(), "text", free_text=True) == ["eine Frau", TEXT_SEPARATOR, "Frau", TEXT_SEPARATOR]

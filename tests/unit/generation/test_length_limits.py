@@ -43,7 +43,7 @@ def test_decoding_at_the_length_limit_is_batch_invariant(name):
     assert [one.truncated for one in alone] == [len(row) > (longest_source([model]) or 99) for row in rows]
 
 
-def test_smallest_length_limit_of_layers_applies():
+def test_length_limit_is_the_smallest_of_all_layers():
     far = transformer(WORDS, seed=1, max_source_length=40, max_target_length=50)
     near = transformer(WORDS, seed=1, attention=config_of("synthesizer_random", heads=2, max_length=9))
     assert (longest_source([far]), longest_target([far])) == (40, 50)

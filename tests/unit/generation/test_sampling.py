@@ -1,4 +1,4 @@
-"""Sampling follows the probabilities, draws allowed tokens only, and depends on the seed and the example only."""
+"""Sampling follows the probabilities, draws only allowed tokens, and depends only on the seed and the example."""
 
 import math
 from collections import Counter
@@ -41,7 +41,7 @@ def tokens_of(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
 
 
 def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: float) -> list[int]:
-    """Returns the candidates by their definition, one token at a time."""
+    """Returns the ids of the candidates, computed from their definition in a loop over tokens."""
     order = sorted(range(len(p)), key=lambda token: (-p[token], token))
     kept, total = [], 0.0
     for token in order[: top_k or len(p)]:
@@ -80,7 +80,7 @@ def test_banned_tokens_are_not_drawn() -> None:
 
 
 def test_token_frequencies_equal_their_probabilities() -> None:
-    """χ² test over all texts of up to two tokens, at temperature 1.3."""
+    """A χ² test compares the frequencies of all texts of up to two tokens, at temperature 1.3, with probabilities."""
     torch.manual_seed(0)
     table = Table(torch.randn(3, WORDS, WORDS))
     names = vocabulary(WORDS - 4)
@@ -133,7 +133,7 @@ def test_samples_do_not_depend_on_nbest_and_max_length() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}])
-def test_sampling_from_one_token_is_greedy_search(changes: dict[str, Any]) -> None:
+def test_sampling_from_one_candidate_is_greedy_search(changes: dict[str, Any]) -> None:
     model, rows, names = transformer(WORDS, seed=1), batch_of(sources(9, words=WORDS, seed=3)), vocabulary(WORDS)
     greedy = search([model], rows, SearchConfig(beam=1, max_length_b=6), vocabulary=names)
     drawn = search([model], rows, sampling(**changes), vocabulary=names)
@@ -185,7 +185,7 @@ def continued(
 
 @torch.no_grad()
 def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
-    """Greedy decoding that computes the whole window again for each token."""
+    """Returns the tokens of greedy decoding, which computes the features of the whole window for each token."""
     text, window = list(given), [EOS]
     for token in given:
         window = [*(window[-12:] if len(window) == 24 else window), token]
@@ -256,6 +256,6 @@ def test_beam_search_continues_prompts() -> None:
         ({"sampling": None, "nbest": 9}, "sampling=true"),
     ],
 )
-def test_error_names_the_key(changes: dict[str, Any], words: str) -> None:
+def test_error_names_the_invalid_setting(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         sampling(**changes).check()

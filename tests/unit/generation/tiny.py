@@ -30,7 +30,7 @@ def transformer(
     max_target_length: int = 64,
     attention: AttentionConfig = SOFTMAX,
 ) -> Transformer:
-    """Returns a random Transformer. A larger `sharpness` makes the probabilities of tokens less equal."""
+    """Returns a random Transformer. A greater `sharpness` makes some tokens much more probable than others."""
     torch.manual_seed(seed)
     config = TransformerConfig(
         dim=16,
@@ -47,7 +47,7 @@ def transformer(
 
 
 def sharpen(model: Transformer, sharpness: float) -> Transformer:
-    """Increases the logits of `model` and their dependence on the source, in place, and returns it."""
+    """Multiplies the logits of `model` by `sharpness`, and makes them depend more on the source. Returns the model."""
     with torch.no_grad():
         model.head.weight.mul_(sharpness)
         for block in model.decoder.blocks:
@@ -92,7 +92,7 @@ class Table(Model):
 
 
 class Diary(Table):
-    """A Table whose state has all earlier tokens. Each step changes the state in place."""
+    """A Table whose state contains all earlier tokens. Each step changes the state in place."""
 
     def start(self, batch: TranslationBatch) -> State:
         rows = len(batch.source_BS)

@@ -1,4 +1,4 @@
-"""The classifier: padding has no effect, every encoder layer works, causal models, numeric input and image stems."""
+"""The classifier: padding has no effect and every encoder layer learns; causal models, numeric input, image stems."""
 
 import dataclasses
 import math
@@ -61,7 +61,7 @@ def test_class_vector_is_prepended_and_trained() -> None:
     assert classifier.class_D.grad.abs().max() > 0
 
 
-def test_loss_statistics_count_correct_predictions() -> None:
+def test_loss_statistics_include_correct_predictions() -> None:
     classifier, criterion = model(), criterions.build(CrossEntropyConfig())
     loss = criterion(classifier, batch())
     assert tuple(loss.stats) == criterion.stats_of(classifier) == ("loss", "nll", "correct")
@@ -148,7 +148,7 @@ ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(a
 
 
 @pytest.mark.parametrize("attention", ENCODERS)
-def test_no_attention_layer_depends_on_padding(attention: str) -> None:
+def test_logits_of_every_layer_do_not_depend_on_padding(attention: str) -> None:
     classifier = model(attention=attention)
     alone, padded = (batch(padding) for padding in (0, 3))
     one, other = (classifier.head.logits(classifier(each)[0], pad_BT=each.pad) for each in (alone, padded))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Encoders with memory tokens or a convolutional stem: gradients, lengths, errors, and independence of padding."""
+"""Encoders with memory tokens or a convolutional stem: gradients, maximum lengths, errors and padding."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def gradients(model: Model, batch: Any, patterns: list[str]) -> dict[str, torch.
 
 
 def assert_other_gradients_do_not_change(model: Model, batch: Any, stack: str) -> None:
-    """Freezes embeddings, the attention layer or one of its parts, and checks that no other gradient changes."""
+    """Checks that gradients of other weights do not change if embeddings and weights of attention are frozen."""
     whole = gradients(model, batch, [])
     layer = f"{stack}.blocks.0.self_attention"
     parts = sorted({name.split(".")[4] for name, _ in model.named_parameters() if name.startswith(layer)})
@@ -46,7 +46,7 @@ def kinds(role: Role) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", kinds(Role.ENCODER))
-def test_frozen_encoder_layer_keeps_other_gradients(kind: str) -> None:
+def test_freezing_encoder_layers_keeps_other_gradients(kind: str) -> None:
     tree = {**SIZES, "kind": "transformer", "encoder": {"layers": 1, "self_attention": kind}, "decoder": {"layers": 1}}
     torch.manual_seed(1)
     config = schema.from_dict(ModelConfig, tree)
@@ -57,7 +57,7 @@ def test_frozen_encoder_layer_keeps_other_gradients(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds(Role.CAUSAL))
-def test_frozen_decoder_layer_keeps_other_gradients(kind: str) -> None:
+def test_freezing_decoder_layers_keeps_other_gradients(kind: str) -> None:
     tree = {**SIZES, "kind": "transformer_lm", "layers": 1, "attention": kind, "positions": "none"}
     torch.manual_seed(1)
     model = build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=12)

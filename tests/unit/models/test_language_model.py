@@ -1,4 +1,4 @@
-"""Language models: decoding steps equal forward, positions do not see later ones, and options have their effect."""
+"""Language models: decoding steps equal `forward`, features do not depend on later tokens, and settings take effect."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_decoding_continues_a_prompt() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_features_do_not_depend_on_future_and_padding(variant: str) -> None:
+def test_features_do_not_depend_on_later_tokens_or_padding(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
     wanted_BTD = model(batch_of(previous_BT))[0][:, :4]
@@ -100,7 +100,7 @@ def test_bias_false_removes_every_bias() -> None:
     assert [name for name, _ in tiny().named_parameters() if "bias" in name]
 
 
-def test_layer_drop_acts_in_training_only() -> None:
+def test_layer_drop_skips_blocks_only_in_training() -> None:
     model = tiny(replace(TINY, layers=6, layer_drop=0.5, dropout=0.0))
     batch = batch_of(rows())
     assert torch.equal(model(batch)[0], model(batch)[0])

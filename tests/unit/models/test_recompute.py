@@ -56,7 +56,7 @@ def assert_equal(tree: dict[str, Any], kind: type[Batch], **options: Any) -> Non
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("tree", [TRANSLATION, LANGUAGE], ids=["translation", "language"])
-def test_recompute_keeps_gradients_with_dropout(tree: dict[str, Any], autocast: torch.dtype | None) -> None:
+def test_recompute_with_dropout_gives_equal_gradients(tree: dict[str, Any], autocast: torch.dtype | None) -> None:
     assert_equal(tree, LanguageBatch if tree is LANGUAGE else TranslationBatch, autocast=autocast)
 
 
@@ -72,11 +72,11 @@ def test_recompute_keeps_gradients_with_dropout(tree: dict[str, Any], autocast: 
     ],
     ids=lambda attention: attention["kind"],
 )
-def test_recompute_keeps_gradients_of_each_layer(attention: dict[str, Any]) -> None:
+def test_recompute_of_each_layer_gives_equal_gradients(attention: dict[str, Any]) -> None:
     assert_equal({**TRANSLATION, "attention": attention}, TranslationBatch)
 
 
-def test_recompute_keeps_gradients_with_recurrent_state() -> None:
+def test_recompute_with_state_gives_equal_gradients() -> None:
     assert_equal({**LANGUAGE, "positions": "none", "attention": "transformer_xl"}, LanguageBatch)
 
 

@@ -1,4 +1,4 @@
-"""Recurrent memory language models: forward and decoding steps equal the equations, for any segments."""
+"""Recurrent memory language models: `forward` and decoding steps equal the equations, for segments of any length."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ def tiny(config: RecurrentMemoryLMConfig = TINY) -> RecurrentMemoryLM:
 
 
 def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
-    """Computes the features with a loop over rows and segments: the decoder reads [memory; segment; memory]."""
+    """Returns features, computed with a loop over rows and segments. The decoder reads [memory; segment; memory]."""
     config, found = model.config, []
     for tokens_T in previous_BT:
         memory, parts = model.memory_MD, []
@@ -69,7 +69,7 @@ def test_forward_and_decoding_steps_equal_the_formula(variant: str) -> None:
 
 @pytest.mark.parametrize("lengths", [(8, 4), (4, 4, 4)])
 @torch.no_grad()
-def test_samples_with_memory_equal_one_long_sample(lengths: tuple[int, ...]) -> None:
+def test_short_samples_with_memory_equal_a_long_sample(lengths: tuple[int, ...]) -> None:
     model, previous_BT = tiny(), rows(length=12)
     memory_state, parts = None, []
     for part_BT in torch.split(previous_BT, lengths, dim=1):
@@ -92,7 +92,7 @@ def test_one_segment_without_memory_equals_transformer_lm() -> None:
     torch.testing.assert_close(model(batch)[0], plain(batch)[0])
 
 
-def test_gradients_cross_segments() -> None:
+def test_gradients_flow_back_to_earlier_segments() -> None:
     model = tiny()
     batch = batch_of(rows(length=12))
     features_BTD, memory_state = model(batch)

@@ -40,7 +40,7 @@ class _LabelledLines(TextSource):
 
 @sources.register("labelled_lines", LabelledLinesConfig)
 class LabelledLines(_LabelledLines):
-    """Each example has one text and a class."""
+    """A source in which each example has one text and a class."""
 
     sides = ("text",)
 
@@ -52,7 +52,7 @@ class LabelledPairsConfig(SourceConfig):
 
 @sources.register("labelled_pairs", LabelledPairsConfig)
 class LabelledPairs(_LabelledLines):
-    """Each example has two texts, with one vocabulary, and a class."""
+    """A source in which each example has two texts, with one vocabulary, and a class."""
 
     sides = ("first", "second")
 
@@ -74,7 +74,7 @@ def write_texts(folder: Path, *, seed: int = 1, train: int = 300, test: int = 60
 
 
 def write_pairs(folder: Path, *, seed: int = 1, train: int = 400, test: int = 60) -> Path:
-    """Writes pairs of texts with a key word each. The class is `same` if both key words are equal, else `other`."""
+    """Writes pairs of texts. Each text has a key word. The class is `same` if the key words are equal, else `other`."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text("other\nsame\n")
@@ -94,7 +94,7 @@ def write_pairs(folder: Path, *, seed: int = 1, train: int = 400, test: int = 60
 
 
 def task_of(folder: Path, kind: str = "classification", **settings: object) -> ClassificationTask:
-    """Returns the task of a folder written by `write_texts` or `write_pairs`."""
+    """Returns a task that reads a folder written by `write_texts` or `write_pairs`."""
     source = "labelled_lines" if kind == "classification" else "labelled_pairs"
     tree = {"kind": kind, "data": str(folder), "source": source, **settings}
     task = tasks.build(schema.from_dict(TaskConfig, tree))

@@ -1,4 +1,4 @@
-"""Classification and matching: reading, class weights, truncation, errors, and learning the planted key words."""
+"""Classification and matching: reading, class weights, truncation, errors, and learning the classes of key words."""
 
 import json
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def batch_of(task: ClassificationTask, indices: Sequence[int]) -> Batch:
 
 
 class TestImages:
-    """A model for images accepts only images of the training size."""
+    """A model for images accepts only images of the size of the training images."""
 
     @pytest.fixture
     def task(self, tmp_path: Path) -> ClassificationTask:
@@ -71,7 +71,7 @@ class TestImages:
         with pytest.raises(UserError, match=f"Example 1 .*{words}"):
             task.collate([(0, task.encode(text), 0)])
 
-    def test_an_image_of_the_right_size_is_read(self, task: ClassificationTask) -> None:
+    def test_image_of_the_training_size_is_accepted(self, task: ClassificationTask) -> None:
         assert task.collate([(0, task.encode("0 255 7 7"), 1)]).target.tolist() == [1]
 
 
@@ -131,15 +131,15 @@ class TestRefusals:
         with pytest.raises(UserError, match="none"):
             task_of(texts).open(str(other))
 
-    def test_unlabelled_data_is_refused(self, texts: Path) -> None:
+    def test_data_without_labels_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match="no labels"):
             task_of(texts).open(GivenText(["w1 w2"]))
 
-    def test_pairs_are_refused_by_classification(self, pairs: Path) -> None:
+    def test_classification_of_pairs_is_refused(self, pairs: Path) -> None:
         with pytest.raises(UserError, match="task=matching"):
             task_of(pairs, "classification", source="labelled_pairs")
 
-    def test_number_of_class_weights_must_match(self, texts: Path) -> None:
+    def test_wrong_number_of_class_weights_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"task\.class_weights"):
             task_of(texts, class_weights=[1, 2])
 
@@ -150,7 +150,7 @@ class TestRefusals:
         assert "The first is example" in str(caught.value)
         assert not (tmp_path / "run").exists()
 
-    def test_error_names_the_length_key_of_the_layer(self, texts: Path, tmp_path: Path) -> None:
+    def test_error_names_max_length_of_the_attention(self, texts: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"attention\.max_length"):
             trainer(texts, tmp_path / "run", attention="synthesizer_random", attention__max_length=8)
 
@@ -160,7 +160,7 @@ class TestRefusals:
 
 
 class TestTruncation:
-    def test_start_of_a_run_prints_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
+    def test_run_prints_the_number_of_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
         run = trainer(texts, tmp_path, task__truncate=True, model__max_source_length=6)
         lines = banner(run, run._planned)
         counted = [line for line in lines if line.startswith("Truncated")]
@@ -210,7 +210,7 @@ class TestWeights:
         np.testing.assert_allclose(mass, mass[0])
         assert mass.sum() == pytest.approx(counts.sum())
 
-    def test_weighted_micro_batches_give_the_same_gradient(self, texts: Path) -> None:
+    def test_micro_batches_have_the_gradient_of_one_batch(self, texts: Path) -> None:
         task = task_of(texts, class_weights=[0.5, 2.0, 1.5])
         criterion = criterions.build(schema.from_dict(CriterionConfig, {"kind": "cross_entropy"}))
         step = TrainStep(model_of(task), criterion)
@@ -227,7 +227,7 @@ class TestWeights:
 
 
 class TestEvaluation:
-    def test_report_agrees_with_its_outputs(self, texts: Path) -> None:
+    def test_report_scores_equal_scores_of_its_outputs(self, texts: Path) -> None:
         task = task_of(texts)
         report = task.evaluate(model_of(task))
         assert isinstance(report, ClassReport)
@@ -274,7 +274,7 @@ class TestRuns:
         first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
         assert first["examples_per_update"] == pytest.approx(30)
 
-    def test_averaged_checkpoints_are_a_classifier(self, texts: Path, tmp_path: Path) -> None:
+    def test_average_of_checkpoints_can_classify(self, texts: Path, tmp_path: Path) -> None:
         save_dir = tmp_path / "run"
         trainer(texts, save_dir, max_updates=4, validation__every=2, task__class_weights="balanced").fit()
         average_command.main([f"checkpoint={save_dir}", "last=2", f"output={save_dir / 'mean.safetensors'}"])
@@ -285,13 +285,13 @@ class TestRuns:
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 class TestLearning:
     @pytest.mark.parametrize("pool", ["mean", "cls", "max"])
-    def test_classifier_learns_the_planted_key(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
+    def test_classifier_learns_to_find_key_words(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
         run = trainer(texts, tmp_path / "run", seed=seed, task__pool=pool, model__encoder__layers=2)
         result = run.fit()
         assert result.best is not None
         assert result.best > 90
 
-    def test_matching_model_learns_the_planted_key(self, pairs: Path, tmp_path: Path, seed: int) -> None:
+    def test_matching_model_learns_to_compare_key_words(self, pairs: Path, tmp_path: Path, seed: int) -> None:
         run = trainer(pairs, tmp_path / "run", "matching", seed=seed, max_updates=250, validation__every=125)
         result = run.fit()
         assert result.best is not None

@@ -25,7 +25,7 @@ MODEL = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Three shards of byte-tokenized text with the same validation text."""
+    """Returns a folder with three shards of byte-tokenized text, which have the same validation text."""
     for number in range(3):
         (tmp_path / f"part{number}").write_text("".join(LINES[number::3]))
     (tmp_path / "valid").write_text("the dög sees the sea\n")
@@ -50,7 +50,7 @@ def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def values(task: LanguageModelingTask, split: str, *, nll: float, targets: float) -> dict[str, float]:
-    """Returns the metrics of a total loss of `nll` nats over `targets` targets."""
+    """Returns the metrics for `targets` targets whose total negative log-likelihood is `nll` nats."""
     evaluation = Evaluation({"nll": (nll, targets)}, text=task.text_size(split, targets))
     return {name: score.value for name, score in metrics.compute(task.metrics, evaluation).items()}
 
@@ -147,7 +147,7 @@ def test_invalid_settings_are_refused_in_three_lines(
     assert str(caught.value).count("\n") < 3
 
 
-def test_parallel_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_parallel_or_missing_data_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains pairs of en and de"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tiny_corpus)))
     with pytest.raises(UserError, match="seqtk-preprocess tokens=bytes"):
@@ -157,7 +157,7 @@ def test_parallel_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: P
 
 
 def test_ptb_token_counts_equal_the_published_counts(real_data: Path, tmp_path: Path) -> None:
-    """With 73,760 and 82,430 tokens in valid and test, the perplexity per token equals the perplexity per word."""
+    """Valid and test have 73,760 and 82,430 tokens. Perplexity per token then equals perplexity per word."""
     ptb = real_data / "ptb"
     config = PreprocessConfig(
         tokens="words",
@@ -191,6 +191,6 @@ def test_wikitext_token_counts_equal_the_published_counts(real_data: Path, tmp_p
     assert [int(task.dataset(split).sizes_ND.sum()) for split in ("valid", "test")] == [217_646, 245_569]
 
 
-def test_translation_of_text_without_a_target_is_refused(corpus: Path) -> None:
+def test_translation_of_monolingual_text_is_refused(corpus: Path) -> None:
     with pytest.raises(UserError, match="monolingual text"):
         TranslationTask(TranslationConfig(data=f"{corpus}/bin0"))

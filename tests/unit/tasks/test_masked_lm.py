@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines of 12 word pairs such as `a3 b3`, in which the second word follows from the first."""
+    """Returns a data-bin with lines of 12 word pairs such as `a3 b3`, in which each word determines the other one."""
     folder = tmp_path_factory.mktemp("text")
     generator = torch.Generator().manual_seed(1)
     for split, lines in (("train", 300), ("valid", 40)):
@@ -94,7 +94,7 @@ class TestLoss:
         expected = -(log_p_BSV[0, 2, 7] + log_p_BSV[1, 5, 9])
         torch.testing.assert_close(criterion(network, batch()).total, expected)
 
-    def test_unpredicted_positions_have_no_gradient(self) -> None:
+    def test_positions_without_a_target_have_no_gradient(self) -> None:
         network = model()
         features_BSD = torch.randn(3, 8, 16, requires_grad=True)
         network.head(features_BSD, batch().target).total.backward()
@@ -190,7 +190,7 @@ class TestDeterminism:
 class TestRun:
     @pytest.mark.slow
     def test_model_learns_to_predict_masked_words(self, corpus: Path, tmp_path: Path) -> None:
-        """A masked word follows from its neighbor. Accuracy is 1/40 by chance, and above 75% after 400 updates."""
+        """A masked word can be inferred from its neighbor. Random guesses have an accuracy of 1/40."""
         run = trainer(
             corpus,
             tmp_path,
@@ -210,7 +210,7 @@ class TestRun:
         assert float(values["bits_per_token"]) < 2
         assert float(values["bits_per_token"]) == pytest.approx(float(values["nll"]) / 0.6931, rel=1e-3)
 
-    def test_evaluation_report_has_bits_and_accuracy(
+    def test_report_has_bits_per_token_and_accuracy(
         self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(corpus, tmp_path).fit()

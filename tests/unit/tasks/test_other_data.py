@@ -1,4 +1,4 @@
-"""Text from the user of a command replaces the data of a task."""
+"""A task reads the text file of a user instead of its training data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A trainer of small classifiers."""
+"""A function that builds trainers of small classifiers."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ MODEL: dict[str, Any] = {
 
 
 def trainer(folder: Path, save_dir: Path, kind: str = "classification", **changes: Any) -> Trainer:
-    """Returns a trainer on texts or pairs. `changes` has dotted keys with `__` instead of the dot."""
+    """Returns a trainer of a classifier. The keys of `changes` are names of settings with `__` instead of dots."""
     source = "labelled_lines" if kind == "classification" else "labelled_pairs"
     tree = {
         "device": "cpu",

@@ -39,7 +39,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 class TestRehearsal:
-    def test_every_part_measures_every_training_loop(self, rehearsed: Path) -> None:
+    def test_every_part_has_results_for_every_loop(self, rehearsed: Path) -> None:
         for name in TRAINED:
             rows = json.loads((rehearsed / f"{name}.json").read_text())["rows"]
             assert tuple(rows) == LOOPS
@@ -76,12 +76,12 @@ class TestRehearsal:
         assert done.returncode == 1
         assert not (tmp_path / "out").exists()
 
-    def test_benchmark_without_time_starts_no_part(self, tmp_path: Path) -> None:
+    def test_no_part_starts_after_the_time_limit(self, tmp_path: Path) -> None:
         rehearse(tmp_path, "--minutes", "0", code=1)
         assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
-def test_kernel_launches_and_waiting_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_launches_and_waiting_time_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     from bench_gpu import launches_and_busy
 

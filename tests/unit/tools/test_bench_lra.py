@@ -1,4 +1,4 @@
-"""The benchmark of byte-level classifiers, tested with tiny sizes."""
+"""The benchmark of byte-level classifiers, tools/bench_lra.py, tested with tiny sizes."""
 
 import re
 import subprocess
@@ -22,19 +22,19 @@ def printed(part: str) -> str:
 
 @pytest.mark.slow
 class TestParts:
-    def test_speed_is_measured(self) -> None:
+    def test_speed_table_has_every_layer(self) -> None:
         rows = re.findall(r"\| `(\S+)` \| (\S+) \((\S+)\) \| \S+ \(\S+\) \|", printed("speed"))
         assert [name for name, *_ in rows] == 2 * ["softmax", "synthesizer_random", "random+dot"]
         assert float(rows[0][2]) == 1
         assert all(float(rate) > 0 for _, rate, _ in rows[:3])
 
-    def test_memory_is_measured(self) -> None:
+    def test_memory_table_has_every_length(self) -> None:
         assert re.search(r"\| 32 \| 64 \|(.|\n)*`linear` \| \S+ \([\d,]+\) \| \S+ \([\d,]+\) \|", printed("memory"))
 
-    def test_loading_is_measured(self) -> None:
+    def test_loading_table_compares_two_layers(self) -> None:
         assert len(re.findall(r"trained, `\w+` \| [\d.,]+ \| [\d,]+ \|", printed("loading"))) == 2
 
-    def test_plain_torch_loop_has_the_losses_of_seqtk(self) -> None:
+    def test_losses_of_plain_torch_equal_losses_of_seqtk(self) -> None:
         text = printed("plain")
         found = re.search(r"relative difference of the losses .* (\S+)\n", text)
         assert found is not None
