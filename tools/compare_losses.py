@@ -8,8 +8,8 @@ same seed. They log every update. For each run, the table shows the number of up
 the largest absolute differences of the loss, the nll and the norm of the gradient. A difference of 0 means that all
 numbers are bit-identical. The exit code is 1 if a difference exceeds `--tolerance`.
 
-Runs are validated once, at the end, and only their nll is computed. A run that sets a key of `validation.` is validated
-as it says.
+Runs are validated once, at the end, and only their nll is computed. If a run sets keys of `validation.`, it keeps its
+own validation settings.
 
 If two checkouts generate the random numbers of dropout in a different order, compare them without dropout:
 `"recipe=demo model.dropout=0 attention.dropout=0"`. If they sum the same numbers in a different order, their losses

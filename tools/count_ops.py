@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-CHECKOUT = Path(os.environ.get("COUNTED_CHECKOUT", HERE))  # the checkout whose operators are counted
+CHECKOUT = Path(os.environ.get("COUNTED_CHECKOUT", HERE))  # the checkout to measure
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tools")]
 
 import bench_training as bench  # noqa: E402
@@ -111,7 +111,7 @@ def compare_with_plain(arguments: argparse.Namespace) -> None:
 
 
 def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
-    """Returns the trainer of tools/bench_training.py in CHECKOUT, with changed settings."""
+    """Returns the trainer of tools/bench_training.py in the checkout to measure, with changed settings."""
     build = bench.Trainer
 
     def with_settings(config: Any, **others: Any) -> Any:
@@ -146,7 +146,7 @@ def report(name: str, update: Callable[[], object]) -> int:
 
 
 def self_attention_layers() -> dict[str, str]:
-    """Returns layer → key of the setting that makes it the self-attention of encoder and decoder, where possible."""
+    """Returns layer → key that selects it as self-attention of encoder and decoder, or of the one that supports it."""
     layers = {}
     for name in attentions:
         roles = attentions.class_of(attentions.config_type(name)).roles
@@ -156,7 +156,7 @@ def self_attention_layers() -> dict[str, str]:
 
 
 def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
-    """Returns three numbers for an update with `layer`: of operators that are not views, of casts, of host reads."""
+    """Returns three counts for an update with `layer`: operators that are not views, casts, and host reads."""
     trainer = trainer_of(arguments, [f"{self_attention_layers()[layer]}={layer}", *arguments.settings])
     first, second = islice(bench._batches(trainer), 2)
     trainer.update([first])

@@ -2,9 +2,9 @@
 
     python tools/graph_breaks.py [KIND ...]
 
-The models are tiny. A model uses the layer in every role that both have. A step computes the features and the loss of a
-batch, with dropout. tests/laws/test_graphs.py tests that the backward pass is in the same graph, and that compiled
-results equal eager results.
+The models are tiny. A model uses the layer in every role that both the model and the layer support. A step computes the
+features and the loss of a batch, with dropout. tests/laws/test_graphs.py tests that the backward pass is in the same
+graph, and that compiled results equal eager results.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Returns the wall-clock time of `work` in seconds. On a GPU, it includes the work that the host has launched."""
+    """Returns the wall-clock time of `work` in seconds, including the time until a GPU has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize()
     started = time.perf_counter()

@@ -75,7 +75,7 @@ Map = Callable[[Decode, Iterable[Sequence[Sentence]]], Iterable[list[list[Hypoth
 
 @dataclass(frozen=True)
 class BatchTranslator:
-    """Translates a batch of sentences, or scores their targets. Picklable."""
+    """Translates a batch of sentences, or scores their targets. Worker processes receive a pickled copy."""
 
     models: tuple[Model, ...]
     vocabulary: BannedTokens
@@ -130,7 +130,7 @@ class BatchTranslator:
 
 @dataclass(frozen=True)
 class BatchGenerator(BatchTranslator):
-    """Continues a batch of prompts, the `prefix` of each sentence. Prompts may have any length."""
+    """Continues a batch of prompts, which are the prefixes of the sentences. Prompts may have any length."""
 
     def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
         if self.score_targets:
@@ -163,11 +163,11 @@ def decode_in_order(
 
     Args:
         sentences: The input, read lazily.
-        decoder: Decodes one batch.
+        decoder: The object that decodes a batch.
         batching: The maximum size of a batch. The sentences of a window are batched by length.
         window: The number of sentences that are read, decoded and kept in memory at a time.
         first: The index of the first sentence.
-        map_batches: Maps the decoder over batches: `map`, or the function that `decoding_map` yields.
+        map_batches: The function that applies the decoder to all batches: `map`, or a function from `decoding_map`.
     """
     numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences, first))
     while block := list(itertools.islice(numbered, window)):

@@ -1,4 +1,4 @@
-"""Complete models, built from modules and attention layers. Importing a file registers the models in it."""
+"""Models, built from modules and attention layers. Importing a file of this package registers its models."""
 
 from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model

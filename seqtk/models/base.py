@@ -54,7 +54,7 @@ class Model(nn.Module):
                 leaves are None or tensors with the batch first. None for the first segments.
 
         Returns:
-            (features_BTD, recurrent state for the next segments). The state is None if the model has no recurrence.
+            (features_BTD, recurrent state for the next segments). The second is None if the model has no such state.
         """
         raise NotImplementedError
 
@@ -64,8 +64,8 @@ class Model(nn.Module):
     def start(self, batch: Any) -> State:
         """Computes the encoder output, if any, and returns the decoding state before the first target token.
 
-        The state is a pytree. Attention layers store their states in `StepState` nodes, which separate the leaves that
-        no step changes. All leaves outside these nodes may change with each step.
+        The state is a pytree. Attention layers store their states in its `StepState` nodes, which separate leaves that
+        never change from leaves that change with each step. All leaves outside these nodes may change with each step.
         """
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TransformerLMConfig(BlocksConfig):
-    """fairseq's transformer_lm: 6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions."""
+    """fairseq's transformer_lm: 6 causal blocks of width 512 with 8 heads, post-norm, ReLU, sinusoidal positions."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")

@@ -67,7 +67,10 @@ class RecurrentMemoryLM(TransformerLM):
         return iter(())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns no modules: a block is called once per segment, and processes may differ in their segments."""
+        """Returns no modules, so that all weights are sharded as one unit.
+
+        A block is called once per segment, and the processes may have different numbers of segments.
+        """
         return []
 
     def check_supports_recurrent_state(self) -> None:

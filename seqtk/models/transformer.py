@@ -24,7 +24,7 @@ SharedEmbeddings = Literal["none", "decoder", "all"]
 
 @dataclass(frozen=True)
 class TransformerConfig(BlocksConfig):
-    """Transformer base: 6 + 6 blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions."""
+    """Transformer base: 6 + 6 blocks of width 512 with 8 heads, post-norm, ReLU, sinusoidal positions."""
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": ("encoder.self_attention", "decoder.self_attention"),

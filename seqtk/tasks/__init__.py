@@ -1,4 +1,4 @@
-"""Tasks. Importing a file registers the tasks in it."""
+"""Tasks, such as translation. Importing a file of this package registers its tasks."""
 
 from seqtk.tasks import classification as classification
 from seqtk.tasks import language_modeling as language_modeling

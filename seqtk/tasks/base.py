@@ -183,7 +183,7 @@ class Task:
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> Report:
-        """Returns the report of an evaluation, the result of `evaluate`."""
+        """Returns the report of an evaluation, which is the result of `evaluate`."""
         return Report(scores, {"examples": len(dataset), "targets": int(targets)}, list(outputs))
 
     @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Language modeling: the model predicts each token of a text. `SampleTask` is its base class, also of masked_lm."""
+"""Language modeling: the model predicts each token of a text from the tokens before it.
+
+`SampleTask` is the base class of language modeling and of similar tasks.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

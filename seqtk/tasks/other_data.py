@@ -115,9 +115,9 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Returns the lines of each file. A file is given as (name of a setting, path, which is its value).
+    """Returns the lines of each file. A file is given as (key, path), such as ("input", "test.en").
 
-    Raises UserError unless all files have the same number of lines.
+    Raises UserError unless all files have the same number of lines. The error names the keys.
     """
     texts = [list(read_lines(path)) for _, path in files]
     for (key, path), lines in zip(files, texts, strict=True):

@@ -15,14 +15,14 @@ from seqtk.utils.errors import UserError
 
 
 class TextTask(Task):
-    """Base class of tasks on text, which read all data from a source (the setting `task.source`)."""
+    """Base class of tasks on text. All their data come from a source, which the setting `task.source` selects."""
 
     pairs: ClassVar[bool] = False
     """True if each example is a pair of texts, so that the source must have two sides."""
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
-        """Checks a newly opened source. If the task already has vocabularies, the source must use them.
+        """Checks a newly opened source. If the task already has vocabularies, sets them in the source.
 
         Raises:
             UserError: If the source does not match the task or its vocabularies.

@@ -49,7 +49,7 @@ class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def largest_tensor(layer: Attention, length: int) -> int:
     """Returns the number of elements of the largest tensor in a forward and backward pass over `length` positions.
 
-    The memory of a CROSS layer has the same length. The last `PADDING` positions are padding.
+    For a CROSS layer, the encoder output has the same length. The last `PADDING` positions are padding.
     """
     return _measured(layer, length).largest
 
