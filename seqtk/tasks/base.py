@@ -273,7 +273,7 @@ class Task:
         search, batching = search or SearchConfig(), batching or BatchingConfig()
         dataset, device = self.dataset(split), next(model.parameters()).device
         if not len(dataset):
-            raise UserError(f"Split '{split}' has no examples.")
+            raise UserError(f"Split '{split}' has no examples.", "Choose a split that has examples.")
         for longer in self.too_long(dataset.sizes_ND, model):
             setting = self.shortening(training=False)
             raise UserError(

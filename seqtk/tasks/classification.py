@@ -309,7 +309,10 @@ class ClassificationTask(TextTask):
         for ids in row:
             pixels = len(ids) - self.config.eos
             if pixels != self.pixels:
-                raise UserError(f"{place} has {pixels:,} pixels, but the model reads images of {self.pixels:,} pixels.")
+                raise UserError(
+                    f"{place} has {pixels:,} pixels, but the model reads images of {self.pixels:,} pixels.",
+                    "Resize the image to the size of the training images.",
+                )
             if (ids == UNK).any():
                 raise UserError(f"{place} has a pixel that is not an integer from 0 to 255.")
 
