@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
+from seqtk.cli.loading import check_output, split_paths
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -26,15 +27,12 @@ def main(config: AverageConfig) -> None:
     """Average the weights of checkpoints: seqtk-average checkpoint=SAVE_DIR [last=5] [output=FILE]."""
     if not config.checkpoint:
         raise UserError("checkpoint= is not set.", "Set it to the folder of a run (save_dir).")
-    several = "," in config.checkpoint
-    if several and not config.output:
+    paths = [Path(path) for path in split_paths(config.checkpoint)]
+    if len(paths) > 1 and not config.output:
         raise UserError("output= is not set.", "Set it to the file to write.")
     from seqtk.checkpoint import edit, model_file
-    from seqtk.cli.loading import check_output, split_paths
 
-    if several:
-        paths = [Path(path) for path in split_paths(config.checkpoint)]
-    else:
+    if len(paths) == 1:
         found = edit.checkpoints_of(config.checkpoint)
         paths = found[-config.last :]
         if len(found) < config.last:

@@ -30,6 +30,13 @@ def test_model_file_selects_the_checkpoints_of_its_run(run_dir: Path, capsys: py
     assert capsys.readouterr().out.splitlines()[1] == str(run_dir / "average.safetensors")
 
 
+def test_name_of_a_run_may_contain_commas(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_dir.with_name("a=1,b=2")  # --multirun gives such names to runs
+    run.symlink_to(run_dir)
+    main([f"checkpoint={run}", "last=2"])
+    assert capsys.readouterr().out.startswith("Mean of 2 checkpoints: update_00000004, update_00000006\n")
+
+
 def test_checkpoints_newer_than_latest_are_ignored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latest = (run_dir / "latest").read_text()
     (run_dir / "latest").write_text("update_00000004")
