@@ -17,14 +17,8 @@ from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import Constraints
 from seqtk.generation.decoder_state import PartialHypotheses
-from seqtk.generation.scoring import EMPTY, Hypothesis, finish
+from seqtk.generation.scoring import EMPTY, Hypothesis, check_not_nan, finish
 from seqtk.models.base import Model
-from seqtk.utils.errors import UserError
-
-NAN_ERROR = (
-    "The model's log-probabilities are NaN.",
-    "Its training diverged, or precision=bf16 is too low for this model.",
-)
 
 
 @torch.no_grad()
@@ -88,8 +82,7 @@ class _Beams:
         vocabulary = log_p_RV.shape[1]
         total_BN = (log_p_RV.view(sentences, beams, vocabulary) + self.total_BW[:, :, None]).flatten(1)
         total_BC, index_BC = best(total_BN, count=2 * self.beam)
-        if total_BC.isnan().any():
-            raise UserError(*NAN_ERROR)
+        check_not_nan(total_BC)
         first_row_B1 = torch.arange(sentences, device=log_p_RV.device)[:, None] * beams
         row_BC = first_row_B1 + index_BC // vocabulary
         token_BC = index_BC % vocabulary

@@ -20,8 +20,8 @@ from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.sources import Items
 from seqtk.data.streams import stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
-from seqtk.generation.beams import NAN_ERROR
 from seqtk.generation.length_limits import longest_target
+from seqtk.generation.scoring import check_not_nan
 from seqtk.models.base import Model, rows_of
 from seqtk.utils.errors import UserError
 from seqtk.utils.memory import trimming
@@ -96,8 +96,7 @@ def score_stream(
             states = [state for _, state in results]
         scores_MN = torch.stack([scores_N for scores_N, _ in results])
         scores_N = scores_MN.logsumexp(dim=0) - np.log(len(models))
-        if scores_N.isnan().any():
-            raise UserError(*NAN_ERROR)
+        check_not_nan(scores_N)
         log_p_N[position_N] = scores_N.float().cpu().numpy()
         unknown += int((batch.target_BT == UNK).sum())
         advance(len(position_N))

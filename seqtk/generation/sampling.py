@@ -14,13 +14,12 @@ from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS
-from seqtk.generation.beams import NAN_ERROR, best
+from seqtk.generation.beams import best
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import BANNED, Constraints
 from seqtk.generation.decoder_state import PartialHypotheses
-from seqtk.generation.scoring import Hypothesis, finish
+from seqtk.generation.scoring import Hypothesis, check_not_nan, finish
 from seqtk.models.base import Model
-from seqtk.utils.errors import UserError
 
 
 @torch.no_grad()
@@ -89,8 +88,7 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     p_RV = log_p_RV.double().softmax(dim=1)
     p_RV[all_banned_R] = 0
     p_RV[all_banned_R, EOS] = 1
-    if p_RV.isnan().any():
-        raise UserError(*NAN_ERROR)
+    check_not_nan(p_RV)
     id_RK: Tensor | None = None
     if 0 < top_k < p_RV.shape[1]:
         p_RK, id_RK = best(p_RV, count=top_k)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.config import SearchConfig
 from seqtk.models.base import Model
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
 """The hypothesis that a search returns if every token is banned."""
 
 
+def check_not_nan(log_p: Tensor) -> None:
+    """Raises UserError if a log-probability is NaN."""
+    if log_p.isnan().any():
+        raise UserError(
+            "The model's log-probabilities are NaN.",
+            "Its training diverged, or precision=bf16 is too low for this model.",
+        )
+
+
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
     """Returns the hypothesis that consists of `tokens` and EOS. `token_scores` includes the score of EOS."""
     total = sum(token_scores)
@@ -40,11 +51,13 @@ def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> l
     """Scores the targets of `batch`, and returns them as hypotheses.
 
     The score of a target is its mean log-probability per token. The probabilities of several models are averaged.
+    Raises UserError if a log-probability is NaN.
     """
     if any(model.training for model in models):
         raise ValueError("the models must be in eval mode")
     scores_MBT = torch.stack([_target_scores(model, batch) for model in models])
     scores_BT = scores_MBT.logsumexp(dim=0) - torch.tensor(float(len(models))).log()
+    check_not_nan(scores_BT)
     hypotheses = []
     for target, scores in zip(batch.target_BT.tolist(), scores_BT.tolist(), strict=True):
         length = len(target) - target.count(PAD)
@@ -53,7 +66,7 @@ def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> l
     return hypotheses
 
 
-def _target_scores(model: Model, batch: TranslationBatch | LanguageBatch) -> torch.Tensor:
+def _target_scores(model: Model, batch: TranslationBatch | LanguageBatch) -> Tensor:
     """Returns log_p_BT, the log-probability of each target token."""
     features_BTD, _ = model(batch)
     scores_N = model.head.target_log_probs(features_BTD.flatten(0, 1), batch.target_BT.flatten())

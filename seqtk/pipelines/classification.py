@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqtk.data.batch import Batch
 from seqtk.data.plan import BatchingConfig, ordered_batches
+from seqtk.generation.scoring import check_not_nan
 from seqtk.pipelines.base import DECODING_BATCH, Pipeline
 from seqtk.tasks.classification import ClassificationTask, Ids
 from seqtk.utils.errors import UserError
@@ -47,7 +48,7 @@ class ClassificationPipeline(Pipeline):
                 training.
 
         Raises:
-            UserError: If a text is too long.
+            UserError: If a text is too long, or a probability is NaN.
             TypeError: If `texts` is not a list of strings, or for a matching model, of pairs of strings.
         """
         return [result.label for result in self._classify(texts, truncate)]
@@ -127,5 +128,6 @@ class ClassificationPipeline(Pipeline):
         """Returns log_prob_BC, the logarithm of the mean of the models' probabilities."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             logits = [model.head.logits(model(batch)[0], pad_BT=batch.pad) for model in self.models]  # type: ignore[operator]
-        log_prob_MBC = torch.stack(logits).log_softmax(-1)
-        return log_prob_MBC.logsumexp(0) - math.log(len(self.models))
+        log_prob_BC = torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(self.models))
+        check_not_nan(log_prob_BC)
+        return log_prob_BC

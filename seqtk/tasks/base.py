@@ -21,6 +21,7 @@ from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batch
 from seqtk.data.report import TextCount
 from seqtk.data.sources import DataBinSourceConfig, SourceConfig
 from seqtk.data.streams import stream_rows
+from seqtk.generation.scoring import check_not_nan
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import Evaluation, Output, Score, metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
@@ -267,7 +268,8 @@ class Task:
             progress: True to show a progress bar on a terminal.
 
         Raises:
-            UserError: If a metric is not available, the split is empty, or an example is too long for the model.
+            UserError: If a metric is not available, the split is empty, an example is too long for the model, or a
+                log-probability is NaN.
         """
         criterion = criterion or criterions.build(CrossEntropyConfig())
         search, batching = search or SearchConfig(), batching or BatchingConfig()
@@ -307,6 +309,7 @@ class Task:
             for output in outputs
         ]
         sums = {name: (float(value), float(weight)) for name, (value, weight) in stats.items()}
+        check_not_nan(torch.tensor([value for value, _ in sums.values()]))
         evaluation = Evaluation(sums, outputs, self.text_size(split, targets), resamples)
         for name in names or ():
             if name not in metrics.available(evaluation.provides):

@@ -10,7 +10,7 @@ from seqtk.generation.beams import best
 from seqtk.generation.scoring import score
 from seqtk.generation.search import Hypothesis, SearchConfig, search
 from seqtk.utils.errors import UserError
-from tests.unit.generation.tiny import Table, batch_of, sources, transformer, vocabulary
+from tests.unit.generation.tiny import Table, batch_of, sharpen, sources, transformer, vocabulary
 
 WORDS = 12
 
@@ -285,6 +285,12 @@ def test_nan_scores_are_refused():
     table[0, EOS, 5] = 9.0
     with pytest.raises(UserError, match="NaN"):
         run(Table(table), [np.array([EOS])])
+
+
+def test_nan_scores_of_given_targets_are_refused():
+    diverged = sharpen(transformer(WORDS, seed=1), torch.nan)
+    with pytest.raises(UserError, match="NaN"):
+        score([diverged], collate_pairs([(0, np.array([EOS]), np.array([5, EOS]))]))
 
 
 @pytest.mark.parametrize(

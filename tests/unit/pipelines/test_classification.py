@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import seqtk
 from seqtk.cli import classify as classify_command
@@ -91,6 +92,15 @@ class TestPython:
         for found, *parts in zip(mean, *each, strict=True):
             for name in found:
                 assert found[name] == pytest.approx(np.mean([part[name] for part in parts]), abs=1e-6)
+
+    def test_nan_is_refused(self, run: Path) -> None:
+        model = loaded(run)
+        with torch.no_grad():
+            model.models[0].head.linear.weight.fill_(torch.nan)  # type: ignore[operator, union-attr]
+        with pytest.raises(UserError, match="NaN"):
+            model.classify(TEXTS)
+        with pytest.raises(UserError, match="NaN"):
+            model.evaluate(str(next(run.parents[1].glob("moved*"))))
 
     def test_wrong_types_are_refused(self, run: Path, matching: Path) -> None:
         for path, texts in ((run, "a"), (run, [("a", "b")]), (matching, ["a"]), (matching, [("a",)])):
