@@ -26,7 +26,7 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     infinite: bool = False
-    """True if infinity is accepted. NaN is never accepted."""
+    """True if inf is accepted. -inf and NaN are never accepted."""
 
     def accepts(self, value: float) -> bool:
         """Returns True if `value` is in the range."""
@@ -35,7 +35,7 @@ class Range:
     def describe(self, value: float) -> str:
         """Describes what `value` must be, for example "a whole number of at least 1"."""
         whole = isinstance(value, int)
-        noun = "whole number" if whole else "number" if self.infinite else "finite number"
+        noun = "whole number" if whole else "finite number or inf" if self.infinite else "finite number"
         words = "and ".join(f"{words} {limit:,} " for words, _, limit in self._limits())
         too_large = whole and self._in_limits(value) and not self._representable(value)
         return f"a {noun} {words}{'that fits into 64 bits' if too_large else ''}".rstrip()
@@ -43,7 +43,7 @@ class Range:
     def _representable(self, value: float) -> bool:
         if isinstance(value, int):
             return -(2**63) <= value < 2**63
-        return math.isfinite(value) or (self.infinite and not math.isnan(value))
+        return math.isfinite(value) or (self.infinite and value == math.inf)
 
     def _in_limits(self, value: float) -> bool:
         return all(holds(value, limit) for _, holds, limit in self._limits())
@@ -76,7 +76,7 @@ def setting(
         help: One or two whole sentences, shown by `--help`.
         at_least, above, at_most, below: Bounds of a number, or of each number in a tuple. If the field's type allows
             None, None is accepted too.
-        infinite: True if infinity is accepted.
+        infinite: True if inf is accepted. -inf is not.
     """
     limits = Range(at_least=at_least, above=above, at_most=at_most, below=below, infinite=infinite)
     return dataclasses.field(default=default, metadata={HELP: help, RANGE: limits})

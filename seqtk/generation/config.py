@@ -17,6 +17,8 @@ class SearchConfig:
     )
     length_penalty: float = setting(
         1.0,
+        at_least=-50,  # beyond these limits, a power of the maximum length overflows
+        at_most=50,
         help="Hypotheses are ranked by Σ log p / tokens^length_penalty, including EOS. Larger values favor longer "
         "hypotheses.",
     )

@@ -249,6 +249,7 @@ def test_beam_search_continues_prompts() -> None:
         ({"top_k": -1}, "top_k=-1"),
         ({"seed": -1}, "seed=-1"),
         ({"length_penalty": math.nan}, "length_penalty"),
+        ({"length_penalty": 1000.0}, "length_penalty"),
         ({"max_length_a": math.inf}, "max_length_a"),
         ({"unk_penalty": math.nan}, "unk_penalty"),
         ({"nbest": 0}, "nbest=0"),
