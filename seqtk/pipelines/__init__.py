@@ -60,8 +60,11 @@ def load(
         `Pipeline`.
 
     Raises:
-        UserError: If there is no model at a path, or if the models cannot form an ensemble.
+        UserError: If an argument is invalid, if there is no model at a path, or if the models cannot form an ensemble.
     """
+    for key, value, known in (("device", device, ("auto", "cpu", "cuda")), ("precision", precision, ("fp32", "bf16"))):
+        if value not in known:
+            raise UserError(f"{key}={value}: must be one of {', '.join(known)}.")
     load_plugins(user_dir)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no GPU.", "Set device=cpu or device=auto.")

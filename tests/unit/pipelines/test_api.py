@@ -48,6 +48,13 @@ class TestImport:
             _ = seqtk.nothing  # type: ignore[attr-defined]
 
 
+class TestLoad:
+    @pytest.mark.parametrize("key", ["device", "precision"])
+    def test_unknown_device_and_precision_are_refused(self, key: str) -> None:
+        with pytest.raises(UserError, match=f"{key}=fp16: must be one of"):
+            seqtk.load("best.safetensors", **{key: "fp16"})
+
+
 class TestTrain:
     def test_train_returns_the_finished_run(self, run: seqtk.Run) -> None:
         assert run.stopped_by == 0
