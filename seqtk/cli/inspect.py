@@ -130,6 +130,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
 def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
     """Yields lines with the differences in origin, settings, vocabularies and tensors (by module)."""
     from seqtk.checkpoint.module_table import aligned, by_module
+    from seqtk.data.vocabulary import Vocabulary
     from seqtk.training.resume import differences
 
     names = dict.fromkeys([*first.info, *second.info])
@@ -144,9 +145,7 @@ def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
     yield from aligned(rows, left=3)
     for name in sorted(first.assets.keys() & second.assets.keys()):
         if name.endswith(".dict") and first.assets[name] != second.assets[name]:
-            one, two = (
-                {line.rpartition(" ")[0] for line in each.assets[name].splitlines()} for each in (first, second)
-            )
+            one, two = (set(Vocabulary.from_text(each.assets[name]).tokens) for each in (first, second))
             common, own, others = len(one & two), len(one - two), len(two - one)
             yield f"{name}: {common:,} tokens in both models, {own:,} only in the first, {others:,} only in the second."
     tensors = [("tensors by module", "equal", "different", "only first", "only second", "change")]
@@ -180,17 +179,18 @@ def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple
 
 def _vocabularies(model: "ModelFile") -> dict[str, str]:
     """Returns name → short description, for each dictionary, tokenizer and list of classes."""
+    from seqtk.data.vocabulary import Vocabulary
     from seqtk.utils.errors import how_many
 
     found = {}
     for name, text in model.assets.items():
         part = name.rpartition(".")[2]
         if part == "dict":
-            found[name] = how_many(len(text.splitlines()) + 4, "token")
+            found[name] = how_many(len(Vocabulary.from_text(text)), "token")
         elif part == "sentencepiece":
             found[name] = f"a model of {len(text) * 3 // 4 / 1024:,.0f} KiB"
         elif part == "classes":
-            found[name] = how_many(len(text.splitlines()), "class").replace("classs", "classes")
+            found[name] = how_many(len(text.split("\n")), "class")
         else:
             found[name] = _shown(text)
     return found

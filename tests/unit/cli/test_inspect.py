@@ -40,6 +40,17 @@ class TestOneModel:
         assert "encoder.blocks.*.self_attention" in text
         assert "Verified" in text
 
+    def test_tokens_are_counted_whatever_characters_they_contain(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        model = model_file.read(tmp_path)
+        name, text = next((name, text) for name, text in model.assets.items() if name.endswith(".dict"))
+        model.assets[name] = text.replace(" ", "\u2028 ", 1)
+        model_file.write(tmp_path / "separator.safetensors", model)
+        count = text.count("\n") + 4
+        assert f"{name}: {count:,} tokens" in shown(capsys, str(tmp_path / "separator.safetensors"))
+
     def test_error_names_a_damaged_checkpoint(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
