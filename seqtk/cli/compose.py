@@ -90,6 +90,12 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
     return Override(key, value, text, delete=found["prefix"] == "~")
 
 
+def quoted(text: str) -> str:
+    """Returns `text` as a quoted string of Hydra's grammar, where backslashes are special only before a quote."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"
+
+
 def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
     """Returns (overrides that choose an option of a config group, all other overrides).
 
@@ -121,7 +127,6 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
     groups. A group that is not in the defaults list is appended to it.
     """
     folders = [*([path.parent] if path else []), recipe_folder()]
-    escaped = str(recipe_folder()).replace("\\", "\\\\").replace("'", "\\'")
     choices = [
         f"{'~' if group.delete else ''}{group.key}" + (f"={group.text}" if group.text else "") for group in groups
     ]
@@ -132,7 +137,7 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
             loader = GlobalHydra.instance().config_loader()
 
             def defaults_list(choices: list[str]) -> Any:
-                searchpath = f"hydra.searchpath=['file://{escaped}']"
+                searchpath = f"hydra.searchpath=[{quoted(f'file://{recipe_folder()}')}]"
                 return loader.compute_defaults_list(
                     config_name=path.name if path else None, overrides=[searchpath, *choices], run_mode=RunMode.RUN
                 )

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from seqtk.cli.compose import quoted
 from seqtk.cli.recipe_files import recipe_folder
 from seqtk.utils.errors import UserError
 
@@ -51,7 +53,7 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
         "hydra/job_logging=disabled",
         "hydra.output_subdir=null",
         "hydra.sweep.subdir=.",
-        *([f"hydra.sweep.dir='{folder}'"] if folder else []),
+        *([f"hydra.sweep.dir={quoted(folder)}"] if folder else []),
         *hydra,
     ]
     task = functools.partial(_job, main, fixed)
@@ -82,7 +84,7 @@ def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
     """Executes one run of the sweep, in a process that the launcher chooses. Returns its exit code."""
     varied = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
     named = [override for override in varied if not override.startswith("save_dir=")]
-    name = ",".join(named).replace("/", "_")[:200]
+    name = _folder_name(",".join(named).replace("/", "_"))
     print(f"{' '.join(varied)}", file=sys.stderr, flush=True)
     GlobalHydra.instance().clear()  # the run uses a separate Hydra instance
     try:
@@ -93,3 +95,10 @@ def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
             raise
         return code
     return 0
+
+
+def _folder_name(name: str) -> str:
+    """Returns a name of at most 200 bytes. The end of a longer name is replaced by its checksum."""
+    if len(name.encode()) <= 200:
+        return name
+    return f"{name.encode()[:190].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"

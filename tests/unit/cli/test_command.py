@@ -149,12 +149,12 @@ def test_user_errors_have_at_most_three_indented_lines(
 
 class TestMultirun:
     def test_multirun_runs_each_combination(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        save_dir = f"save_dir={tmp_path}/a=b, c"
+        save_dir = f"save_dir={tmp_path}/a=b's, c"
         main([save_dir, "mix=sum,softmax", "tokens=1,2", "batch.max_sentences=3", "--multirun"])
         assert [(run.mix, run.batch.max_tokens, run.batch.max_sentences) for run in seen] == [
             (mix, tokens, 3) for mix in ("sum", "softmax") for tokens in (1, 2)
         ]
-        assert seen[1].save_dir == f"{tmp_path}/a=b, c/mix=sum,tokens=2"
+        assert seen[1].save_dir == f"{tmp_path}/a=b's, c/mix=sum,tokens=2"
         assert "mix=softmax tokens=2" in capsys.readouterr().err
 
     def test_unquoted_text_with_commas_has_several_values(self, tmp_path: Path) -> None:
@@ -177,6 +177,13 @@ class TestMultirun:
         main(["-m", f"recipe={tmp_path}/a.yaml,{tmp_path}/b.yaml"])
         assert [run.name for run in seen] == ["a", "b"]
         assert len({run.save_dir for run in seen}) == 2
+
+    def test_runs_with_long_values_have_separate_folders(self, tmp_path: Path) -> None:
+        names = [300 * "x" + end for end in "yz"]
+        main(["-m", f"save_dir={tmp_path}", f"name={','.join(names)}"])
+        folders = [Path(run.save_dir).name for run in seen]
+        assert folders[0] != folders[1]
+        assert all(len(name.encode()) <= 200 for name in folders)
 
     def test_sweep_with_a_wrong_setting_starts_no_run(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         code, error = failure(capsys, "-m", f"save_dir={tmp_path}/runs", "mix=sum,sofmax")
