@@ -259,13 +259,15 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
     """Returns the value that layers or overrides set for a top-level text key, or None. Does not compose the config."""
-    values = [layer.tree[key] for layer in layers if key in layer.tree]
+    trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
+    values = [tree[key] for tree in trees if key in tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
         for override in overrides
         if override.key == key
     ]
-    return values[-1] if values else None
+    text = _interpolated(values[-1], _interpolation_root(layers, overrides)) if values else None
+    return None if text is None else str(text)
 
 
 def _interpolation_root(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:

@@ -289,6 +289,19 @@ def test_user_dir_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sys.modules.pop("toy_plug").LOADED
 
 
+def test_user_dir_of_a_recipe_is_interpolated_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy_plug.py").write_text("LOADED = True\n")
+    (tmp_path / "mine.yaml").write_text(f"save_dir: {tmp_path}\nuser_dir: ${{save_dir}}/toy_plug\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main([f"recipe={tmp_path}/mine.yaml"])
+    assert sys.modules.pop("toy_plug").LOADED
+    (tmp_path / "number.yaml").write_text("user_dir: 3\n")
+    code, error = failure(capsys, f"recipe={tmp_path}/number.yaml")
+    assert (code, "user_dir=3" in error) == (2, True)
+
+
 def test_command_without_user_dir_loads_no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that builds nothing from a registry has no user_dir."""
 
