@@ -42,7 +42,7 @@ def naive(
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     log_p_NV = logits_NV.log_softmax(1)
     nll = -log_p_NV.gather(1, target_N[:, None]).sum()
-    share = label_smoothing / (log_p_NV.shape[1] - 1)
+    share = label_smoothing / max(log_p_NV.shape[1] - 1, 1)
     return (1 - label_smoothing - share) * nll - share * log_p_NV.sum(), nll.detach()
 
 
@@ -108,7 +108,7 @@ def _losses_and_gradients(
     elif counted_N is not None:
         features_ND, target_N = features_ND.masked_fill(~counted_N[:, None], 0), target_N.where(counted_N, 0)
     vocabulary_size = len(weight_VD)
-    spread = label_smoothing / (vocabulary_size - 1)
+    spread = label_smoothing / max(vocabulary_size - 1, 1)  # an adaptive softmax may have a band of one word
     on_target = 1.0 - label_smoothing - spread
     share = on_target + vocabulary_size * spread
     weight, features = weight_VD.to(dtype), features_ND.to(dtype)

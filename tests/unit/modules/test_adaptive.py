@@ -175,6 +175,17 @@ def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) 
     assert measure.largest <= 2000 * 4  # the size of the features; all logits have at least 2000 × 102 elements
 
 
+def test_a_band_may_have_one_word() -> None:
+    adaptive = AdaptiveHead(AdaptiveConfig(cutoffs=(6, V - 1)).bands(V), dim=D, factor=FACTOR).double()
+    features_BTD, target_BT = example()
+    target_BT[0, :2] = V - 1
+    losses = adaptive(features_BTD, target_BT)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    kept_BT = target_BT != PAD
+    log_p_N = adaptive.target_log_probs(features_BTD[kept_BT].detach(), target_BT[kept_BT])
+    torch.testing.assert_close(losses.nll, -log_p_N.sum().to(losses.nll.dtype), atol=1e-4, rtol=0)
+
+
 def test_label_smoothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.1"):
         head()(*example(), label_smoothing=0.1)
