@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from seqtk.modules.block import Dropout
 from seqtk.modules.head import Head, HeadLosses
+from seqtk.utils.errors import UserError
 
 Pool = Literal["mean", "max", "cls", "last"]
 Combination = Literal["concat", "full"]
@@ -80,6 +81,11 @@ class PooledHead(Head):
         classes = logits_BC.shape[1]
         # torch shares ε among all C classes. Here the C - 1 other classes share it, as in the token heads.
         share = label_smoothing * classes / max(classes - 1, 1)
+        if share > 1:
+            raise UserError(
+                f"criterion.label_smoothing={label_smoothing:g} is not possible with {classes} classes.",
+                f"The other classes would be more probable than the target. Set at most {1 - 1 / classes:.4g}.",
+            )
         total = functional.cross_entropy(
             logits_BC,
             target,

@@ -12,6 +12,7 @@ from seqtk.modules.embedding import token_embedding
 from seqtk.modules.head import LinearHead
 from seqtk.modules.pooled_head import Pool, PooledHead, pooled
 from seqtk.ops import linear_cross_entropy as chunked
+from seqtk.utils.errors import UserError
 
 D, V = 5, 11
 
@@ -160,3 +161,9 @@ class TestPooledHead:
         torch.testing.assert_close(losses.total, total)
         assert int(losses.correct) == int((log_p_BC.argmax(1) == target_B).sum())
         assert not losses.nll.requires_grad
+
+    def test_too_much_label_smoothing_is_refused(self) -> None:
+        head = PooledHead(D, 2, pool="mean")
+        head(self.features(), torch.tensor([1, 1, 0]), label_smoothing=0.5)
+        with pytest.raises(UserError, match=r"label_smoothing=0\.6 .* 2 classes"):
+            head(self.features(), torch.tensor([1, 1, 0]), label_smoothing=0.6)
