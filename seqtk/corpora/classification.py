@@ -4,7 +4,6 @@ The checksums are from torchtext (IMDB, AG News) and from the web page of CIFAR-
 share of the training set becomes the validation set. Test sets are as published.
 """
 
-import csv
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from seqtk.data.labelled import (
     write_arrays,
     write_texts,
 )
+from seqtk.data.labelled_text import csv_rows
 from seqtk.data.preprocess import check_destination
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
@@ -240,7 +240,7 @@ def read_ag_news(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
     for split, path in files.items():
         if path is None:
             raise missing_file(places, f"{split}.csv")
-        news[split] = [_article(row, path, number) for number, row in enumerate(csv.reader(read_lines(str(path))), 1)]
+        news[split] = [_article(row, path, number) for number, row in csv_rows(str(path), strict=False)]
         if not path.name.startswith("train5k"):
             _check_count(len(news[split]), counts.get(split), f"articles in {path}")
     return news
@@ -253,7 +253,7 @@ def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
         label, text = int(row[1]), row[0]
     else:
         raise UserError(
-            f"Row {number} of {path} cannot be read: {','.join(row)[:60]!r}.",
+            f"Line {number} of {path} cannot be read: {','.join(row)[:60]!r}.",
             "Its columns must be class (1 to 4), title and description, or text and class (0 to 3).",
         )
     return label, _clean(text.replace("\\", " ").encode(), str(path))

@@ -211,7 +211,7 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
             if line.strip():
                 yield number, _json_fields(line, keys, path, number)
         return
-    rows = _csv_rows(path) if format_of(path) == "csv" else _tsv_rows(path)
+    rows = csv_rows(path) if format_of(path) == "csv" else _tsv_rows(path)
     indices = [int(key) - 1 for key in keys] if all(key.isdecimal() and int(key) > 0 for key in keys) else None
     width = None
     for number, row in rows:
@@ -247,9 +247,13 @@ def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     return ((number, line.split("\t")) for number, line in enumerate(read_lines(path), 1) if line)
 
 
-def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Yields (number of the last line, fields) of each row of a CSV file. Raises UserError if a row is invalid.
+
+    With `strict`, characters between the closing quote of a field and the next comma are invalid.
+    """
     before = csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=strict)
     first = 1
     try:
         for row in reader:

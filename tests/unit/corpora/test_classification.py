@@ -109,12 +109,19 @@ class TestAgNews:
         assert sorted(data.splits()) == ["test", "train"]
         assert len(data.split("train")) == 40
 
-    @pytest.mark.parametrize("row", ['"5","t","d"', '"text",4', "alone", '"1","t"'])
+    def test_quoted_line_ends_become_spaces(self, tmp_path: Path) -> None:
+        source = ag_news(tmp_path / "in")
+        with open(source / "train.csv", "a") as file:
+            file.write('"1","one\ntwo","three"\n')
+        data = prepare("ag_news", source, tmp_path / "out", valid_share=0)
+        assert len([*data.split("train")][-1]) == 4  # three words and the end
+
+    @pytest.mark.parametrize("row", ['"5","t","d"', '"text",4', "alone", '"1","t"', "1,t\rt,d"])
     def test_malformed_rows_are_refused(self, row: str, tmp_path: Path) -> None:
         source = ag_news(tmp_path / "in")
         with open(source / "train.csv", "a") as file:
             file.write(row + "\n")
-        with pytest.raises(UserError, match=r"Row 41 of .*train\.csv"):
+        with pytest.raises(UserError, match=r"Line 41 of .*train\.csv"):
             prepare("ag_news", source, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
