@@ -1,6 +1,7 @@
 """Writes files and folders atomically, with clear errors if the disk is full or read-only."""
 
 import errno
+import itertools
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ from seqtk.utils.errors import UserError, naming
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdout", "/dev/stderr")
+_NUMBERS = itertools.count()
 
 
 @contextmanager
@@ -164,7 +166,8 @@ def _partial_file(target: Path) -> Path:
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return target.with_name(f".{target.name[:200]}.partial-{os.getpid()}")
+    name = b".%b.partial-%d-%d" % (os.fsencode(target.name)[:200], os.getpid(), next(_NUMBERS))
+    return target.with_name(os.fsdecode(name))
 
 
 def _replace_file(partial: Path, target: Path) -> None:

@@ -90,6 +90,14 @@ class TestAtomicFile:
         assert raised.value.filename == str(tmp_path / "other")
         assert list(tmp_path.iterdir()) == []
 
+    def test_long_names_that_begin_alike_are_written(self, tmp_path: Path) -> None:
+        paths = [tmp_path / (120 * "é" + end) for end in "ab"]
+        with atomic_files(paths) as files:
+            for file, path in zip(files, paths, strict=True):
+                file.write(path.name.encode())
+        assert all(path.read_text() == path.name for path in paths)
+        assert set(tmp_path.iterdir()) == set(paths)
+
     def test_exception_leaves_no_file_if_several_are_written(self, tmp_path: Path) -> None:
         paths = [tmp_path / "new" / name for name in "ab"]
         with pytest.raises(KeyError), atomic_files(paths):
