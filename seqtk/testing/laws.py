@@ -38,6 +38,7 @@ from seqtk.testing.reference import Reference
 from seqtk.testing.subject import (
     LONG,
     SHORT,
+    SIZES,
     VERY_LONG,
     Inputs,
     Subject,
@@ -154,8 +155,11 @@ def law_cases(
         slow: True to include the laws that take seconds (compilation).
 
     Raises:
-        UserError: If no layer has this name, or a variant sets a key that does not exist.
+        UserError: If no layer or size has this name, or a variant sets a key that does not exist.
     """
+    for size in sizes:
+        if size not in SIZES:
+            raise UserError(f"sizes=[{', '.join(sizes)}]: must be of {', '.join(SIZES)}.")
     declared = {
         name: variant if isinstance(variant, Variant) else Variant(variant)
         for name, variant in (variants or {"": {}}).items()

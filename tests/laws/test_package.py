@@ -89,6 +89,8 @@ class TestRunLaws:
     def test_unknown_names_are_user_errors(self, running_mean: str) -> None:
         with pytest.raises(UserError, match="runing_mean"):
             run_laws("runing_mean")
+        with pytest.raises(UserError, match="shrt"):
+            law_cases("softmax", sizes=["shrt"])
         with pytest.raises(UserError, match="biass"):
             run_laws(running_mean, variants={"": {"biass": False}})
 
