@@ -40,7 +40,7 @@ class TestOneModel:
         assert "encoder.blocks.*.self_attention" in text
         assert "Verified" in text
 
-    def test_tokens_are_counted_whatever_characters_they_contain(
+    def test_tokens_with_line_separators_are_counted(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
