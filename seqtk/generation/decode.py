@@ -6,6 +6,8 @@ B batch, P length of the prefix.
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +27,7 @@ from seqtk.generation.length_limits import longest_source, longest_target
 from seqtk.generation.scoring import score
 from seqtk.generation.search import BannedTokens, Hypothesis, search
 from seqtk.models.base import Model
+from seqtk.utils.errors import UserError
 from seqtk.utils.memory import keep_freed_memory
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -201,7 +204,7 @@ def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
     With `workers=0`, it decodes in this process.
 
     Each process has one thread: the matrix products of a decoding step are so small that two processes with one thread
-    each are faster than one process with two threads.
+    each are faster than one process with two threads. Raises UserError if a process ends unexpectedly.
     """
     if workers == 0:
         keep_freed_memory()
@@ -209,10 +212,23 @@ def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
         return
     # "spawn", because a forked process may deadlock on locks that torch's threads hold.
     context = torch.multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with context.Pool(workers, initializer=_start_worker, initargs=(decoder,)) as pool:
+        processes = set(multiprocessing.active_children()) - others
 
-        def pool_map(_: Decode, batches: Iterable[Sequence[Sentence]]) -> Iterable[list[list[Hypothesis]]]:
-            return pool.imap(_decode_in_worker, batches)
+        def pool_map(_: Decode, batches: Iterable[Sequence[Sentence]]) -> Iterator[list[list[Hypothesis]]]:
+            results = pool.imap(_decode_in_worker, batches)
+            while True:
+                try:
+                    yield results.next(timeout=1)
+                except StopIteration:
+                    return
+                except multiprocessing.TimeoutError:  # the pool would wait forever for the result of a dead process
+                    if not all(process.is_alive() for process in processes):
+                        raise UserError(
+                            "A worker process ended unexpectedly, probably because memory ran out.",
+                            "Lower workers=, max_tokens= or max_sentences=.",
+                        ) from None
 
         yield pool_map
 
@@ -221,7 +237,9 @@ _worker_decoder: BatchTranslator | None = None
 
 
 def _start_worker(decoder: BatchTranslator) -> None:
+    """Initializes a worker. It ignores Ctrl-C, because the parent process ends the workers."""
     global _worker_decoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     torch.set_num_threads(1)
     _worker_decoder = decoder

@@ -1,11 +1,14 @@
+import os
+
 import numpy as np
 import pytest
 
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
-from seqtk.generation.decode import BatchTranslator, Sentence, decode_in_order
+from seqtk.generation.decode import BatchTranslator, Sentence, decode_in_order, decoding_map
 from seqtk.generation.search import Hypothesis, search
+from seqtk.utils.errors import UserError
 from tests.unit.generation.tiny import batch_of, sources, transformer, vocabulary
 
 WORDS = 12
@@ -45,6 +48,18 @@ def test_window_limits_the_number_of_sentences_read(decoder):
 
     for translation in decode_in_order(reading(), decoder, batching=BatchingConfig(), window=3):
         assert len(read) == 3 * (translation.index // 3 + 1)
+
+
+class Dying(BatchTranslator):
+    def __call__(self, sentences):
+        os._exit(9)
+
+
+@pytest.mark.slow
+def test_death_of_a_worker_process_is_an_error(model):
+    dying = Dying(models=(model,), vocabulary=vocabulary(WORDS), search=SEARCH)
+    with pytest.raises(UserError, match="worker process"), decoding_map(dying, workers=1) as map_batches:
+        list(map_batches(dying, [[Sentence(np.array([EOS]))]]))
 
 
 def test_long_source_is_truncated_and_flagged(model, decoder):
