@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> str:
             width = max(map(len, recipe_names()), default=0)
             return "".join(f"{name:{width}}  {summary(find_recipe(name))}\n" for name in recipe_names())
         case ["show", name]:
-            return find_recipe(name).read_text(encoding="utf-8")
+            return find_recipe(name).read_text(encoding="utf-8", errors="replace")
         case ["cp", name, folder]:
             return f"{_copy(find_recipe(name), Path(folder))}\n"
         case ["ls", *_]:

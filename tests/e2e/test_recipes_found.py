@@ -173,6 +173,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
     assert [line.split()[0] for line in listed] == recipe_names()
     assert "Synthesizer" in next(line for line in listed if line.startswith("wmt14_synth"))
     assert recipes.run(["show", "demo"]) == (ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8")
+    (tmp_path / "latin1.yaml").write_bytes(b"# caf\xe9\n")
+    assert recipes.run(["show", str(tmp_path / "latin1.yaml")]) == "# caf\N{REPLACEMENT CHARACTER}\n"
     recipes.run(["cp", "demo", str(tmp_path / "new" / "folder")])
     assert (tmp_path / "new" / "folder" / "demo.yaml").read_bytes() == (ROOT / "recipes" / "demo.yaml").read_bytes()
     assert recipes.run([]) == recipes.run(["--help"]) == recipes.USAGE
