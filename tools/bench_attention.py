@@ -47,6 +47,7 @@ from seqtk.config.schema import from_dict
 from seqtk.utils.errors import UserError
 
 DECODING = "decoding"
+ROLES = ("encoder", "causal", "cross", DECODING)
 POSITIONS = (16, 64, 256, 1024)
 DECODED_ROWS, TIMED_STEPS = 4, 32
 POSITIONS_IN_A_BATCH = 2048
@@ -68,9 +69,11 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--roles", nargs="+", default=["encoder", "causal", "cross", DECODING])
+    parser.add_argument("--roles", nargs="+", choices=ROLES, default=ROLES)
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--kinds", nargs="+", help="measure only these kinds and softmax")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=layer_names(), metavar="KIND", help="measure only these kinds and softmax"
+    )
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)

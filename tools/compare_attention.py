@@ -15,6 +15,7 @@ not trained again.
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -102,9 +103,10 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("compare-attention"))
+    parser.add_argument("--output", type=Path, help="default: compare-attention/CONTEST")
     arguments = parser.parse_args()
     contest = CONTESTS[arguments.contest]
+    arguments.output = arguments.output or Path("compare-attention") / arguments.contest
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in arguments.kinds or [name for name in ENTRANTS if contest.role in roles(name)]:
         result = arguments.output / f"{name}.json"
@@ -157,7 +159,8 @@ def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str,
     _command(program, f"checkpoint={folder}", f"data={arguments.data}", *rest, *common, log=scoring)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     trained = [event for event in events if event["kind"] == "train"]
-    tokens = 20 * sum(event["tokens_per_update"] for event in trained)
+    lengths = [end - start for start, end in itertools.pairwise([0, *(event["update"] for event in trained)])]
+    tokens = sum(event["tokens_per_update"] * length for event, length in zip(trained, lengths, strict=True))
     score = contest.figure.search(scoring.read_text())
     parameters = re.search(r"^([\d,]+) parameters", training.read_text(), re.MULTILINE)
     assert score is not None

@@ -31,6 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="attention layers; default: all")
     kinds = parser.parse_args().kinds
+    if unknown := set(kinds) - {case.kind for case in cases()}:
+        parser.error(f"no case has these layers: {', '.join(sorted(unknown))}")
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     reasons: set[str] = set()
     for case in cases():
