@@ -5,6 +5,7 @@ are applied to the config in order. A recipe that changes the kind of a slot res
 """
 
 import math
+import os
 import re
 import typing
 import warnings
@@ -106,8 +107,10 @@ def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[li
 
     def is_group(override: Override) -> bool:
         group = override.key.partition("@")[0].replace(".", "/")
-        chosen = any((folder / group / f"{override.text}.yaml").is_file() for folder in folders if override.text)
-        return chosen or "/" in override.key or "@" in override.key
+        option = f"{override.text}.yaml"
+        may_be = override.text and not os.path.isabs(option)  # an absolute path, such as save_dir=/a/b, is no option
+        chosen = may_be and any(os.path.isfile(folder / group / option) for folder in folders)  # no error if too long
+        return bool(chosen) or "/" in override.key or "@" in override.key
 
     groups = [override for override in overrides if is_group(override)]
     return groups, [override for override in overrides if override not in groups]

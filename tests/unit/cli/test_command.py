@@ -388,7 +388,8 @@ def test_save_dir_defaults_to_the_recipe_name(tmp_path: Path) -> None:
     for name in ("parent", "child"):
         main([f"recipe={tmp_path}/{name}.yaml"])
         assert (seen[-1].name, seen[-1].save_dir) == ("parent", f"runs/{name}")
-    main([f"recipe={tmp_path}/child.yaml", "save_dir=elsewhere"])
-    assert seen[-1].save_dir == "elsewhere"
+    for folder in ("elsewhere", f"{tmp_path}/child", "x" * 5000):
+        main([f"recipe={tmp_path}/child.yaml", f"save_dir={folder}"])
+        assert seen[-1].save_dir == folder
     main([])
     assert seen[-1].save_dir == "runs"
