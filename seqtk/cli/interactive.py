@@ -44,7 +44,7 @@ def main(config: InteractiveConfig) -> None:
     check_decoding(config)
     on_terminal = sys.stdin.isatty()
     from seqtk.pipelines import ClassificationPipeline
-    from seqtk.utils.text_io import read_lines, text_output
+    from seqtk.utils.text_io import read_raw_lines, text_output
 
     loaded, prompt = load_pipeline(config), "> "
     if isinstance(loaded, ClassificationPipeline):
@@ -55,7 +55,7 @@ def main(config: InteractiveConfig) -> None:
             check_nbest(config, pipeline)
         prompt = "> " if pipeline.free_text else f"{pipeline.task.source_lang}> "
         answer = _decoder(config, pipeline, scores=on_terminal and config.format == "text")
-    lines = _typed(prompt) if on_terminal else read_lines("-")
+    lines = _typed(prompt) if on_terminal else read_raw_lines("-")
     size = 1 if on_terminal else config.buffer_size
     number = 0
     with text_output("-") as output:
@@ -77,14 +77,13 @@ def main(config: InteractiveConfig) -> None:
             number += len(group)
 
 
-def _typed(prompt: str) -> Iterator[str]:
-    """Yields the lines that the user types, until Ctrl-D. Ctrl-C discards the current line."""
+def _typed(prompt: str) -> Iterator[bytes]:
+    """Yields the lines that the user types, as UTF-8, until Ctrl-D. Ctrl-C discards the current line."""
     import readline  # noqa: F401  (gives `input` a history and editing)
 
     while True:
         try:
-            line = input(prompt)
-            line.encode()
+            line = input(prompt).encode()
         except EOFError:
             print()
             return
@@ -100,14 +99,17 @@ def _typed(prompt: str) -> Iterator[str]:
 
 
 def _answered(
-    answer: Answer, lines: Sequence[str], first: int, *, failed: Literal["text", "fairseq", "json"] | None
+    answer: Answer, lines: Sequence[bytes], first: int, *, failed: Literal["text", "fairseq", "json"] | None
 ) -> list[tuple[str, bool]]:
     """Returns the outputs for `lines`. An error in one line is printed, and does not affect other lines.
 
     `failed` is the format of the empty output for an invalid line. None: an invalid line has no output.
     """
+    from seqtk.utils.text_io import decode_line
+
     try:
-        return list(answer(lines, first))
+        texts = [decode_line(line, "standard input", number) for number, line in enumerate(lines, first + 1)]
+        return list(answer(texts, first))
     except UserError as error:
         if len(lines) > 1:
             each = (_answered(answer, [line], number, failed=failed) for number, line in enumerate(lines, first))

@@ -7,6 +7,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import itertools
 import lzma
 import sys
 import zlib
@@ -41,18 +42,33 @@ def read_lines(path: str) -> Iterator[str]:
     Raises:
         UserError: If there is no such file, or it is not text. The error gives the number of a line that is not UTF-8.
     """
-    name = "standard input" if path == "-" else path
+    name = _name_of(path)
+    for number, line in enumerate(read_raw_lines(path), start=1):
+        yield decode_line(line, name, number)
+
+
+def read_raw_lines(path: str) -> Iterator[bytes]:
+    """Like `read_lines`, but yields lines as bytes with their line ends. They are not checked (see `decode_line`)."""
+    name = _name_of(path)
     with contextlib.ExitStack() as stack:
         if path == "-":
             file = _decompressed(sys.stdin.buffer, name)
         else:
             file = stack.enter_context(open_decompressed(Path(path)))
         stack.enter_context(decompression_errors(name))
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(BOM)
-            check_utf8(line, name, number)
-            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        lines = iter(file)
+        yield from (line.removeprefix(BOM) for line in itertools.islice(lines, 1))
+        yield from lines
+
+
+def decode_line(line: bytes, name: str, number: int) -> str:
+    """Returns a line of a UTF-8 file without its line end. Raises UserError if it is not UTF-8 text."""
+    check_utf8(line, name, number)
+    return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+
+
+def _name_of(path: str) -> str:
+    return "standard input" if path == "-" else path
 
 
 def open_text(path: Path) -> IO[bytes]:

@@ -167,14 +167,15 @@ class TestClassify:
     def test_interactive_continues_after_an_invalid_line(
         self, size: int, matching: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        lines = ["k0\tk1", "no tab", "k1\tk2", "a\tb\tc"]
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+        lines = [b"k0\tk1", b"no tab", b"k1\tk2", b"a\tb\tc", b"\xe9\tk1", b"k0\tk1"]
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
         run_command(interactive_command.main, f"checkpoint={matching}", f"buffer_size={size}")
         printed, errors = capsys.readouterr()
         first, third = loaded(matching).classify([("k0", "k1"), ("k1", "k2")])
-        assert printed.split("\n")[:4] == [first, "", third, ""]
+        assert printed.split("\n")[:6] == [first, "", third, "", "", first]
         assert "Line 2 " in errors
         assert "Line 4 " in errors
+        assert "Line 5 of standard input is not UTF-8" in errors
 
     @pytest.mark.parametrize("setting", ["beam=3", "nbest=1 sampling=true", "detokenize=false", "format=fairseq"])
     def test_interactive_refuses_search_settings(
