@@ -226,6 +226,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
     """
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
+    texts = list(texts)  # it may be an iterator
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a list of strings, not of {type(text).__name__}")

@@ -107,6 +107,7 @@ class ClassificationPipeline(Pipeline):
         expected = "pairs of strings" if self.task.pairs else "strings"
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of {expected}, not one string")
+        texts = list(texts)  # it may be an iterator
         for text in texts:
             is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(side, str) for side in text)
             if not (is_pair if self.task.pairs else isinstance(text, str)):

@@ -53,7 +53,7 @@ def run_command(main: Any, *arguments: str) -> None:
 class TestPython:
     def test_class_names_come_from_the_model_file(self, run: Path) -> None:
         model = seqtk.load(run, device="cpu")
-        assert model.classify(TEXTS[:3]) == ["yes", "no", "both"]
+        assert model.classify(TEXTS[:3]) == model.classify(iter(TEXTS[:3])) == ["yes", "no", "both"]
 
     def test_probabilities_do_not_depend_on_the_batch(self, run: Path) -> None:
         model = loaded(run)
