@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from seqtk.cli.command import command
 from seqtk.cli.decoding import check_no_search
 from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
-from seqtk.cli.plot import check_picture, load_pyplot
+from seqtk.cli.plot import check_picture, literal, load_pyplot
 from seqtk.config.fields import setting
 from seqtk.data.labelled_text import Columns
 from seqtk.generation.config import SearchConfig
@@ -118,7 +118,7 @@ def main(config: EvaluateConfig) -> None:
 def plot_confusion(report: "ClassReport", output: str) -> None:
     """Plots a confusion matrix. Rows are true classes, columns are predicted classes; colors are fractions of a row."""
     pyplot = load_pyplot("confusion=")
-    count_CC, classes = report.confusion_CC, report.classes
+    count_CC, classes = report.confusion_CC, list(map(literal, report.classes))
     share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)
     size = min(4 + 0.45 * len(classes), 40)
     figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")

@@ -68,6 +68,11 @@ def load_pyplot(user: str) -> Any:
     return pyplot
 
 
+def literal(text: str) -> str:
+    """Returns `text` for a label. Without the escapes, matplotlib reads text between two $ as a formula."""
+    return text.replace("$", r"\$")
+
+
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
     """Returns the curves of a metric in a run's log: kind of log line (`train` or `valid`) → points.
 
@@ -103,9 +108,9 @@ def plot(curves: Mapping[str, Mapping[str, Points]], config: PlotConfig) -> None
         color = f"C{index % 10}"
         for kind, points in by_kind.items():
             style = {"linewidth": 0.8, "alpha": 0.5} if kind == "train" else {"marker": "o", "markersize": 3.0}
-            axes.plot(*zip(*points, strict=True), color=color, label=f"{run} ({kind})", **style)
+            axes.plot(*zip(*points, strict=True), color=color, label=literal(f"{run} ({kind})"), **style)
     axes.set_xlabel("update")
-    axes.set_ylabel(config.metric)
+    axes.set_ylabel(literal(config.metric))
     if config.log_scale:
         axes.set_yscale("log")
     axes.grid(visible=True, alpha=0.3)

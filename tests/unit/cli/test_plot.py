@@ -11,8 +11,8 @@ from seqtk.utils.errors import UserError
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
-    """Two runs with a decreasing loss. The folder name of the second has a space and a comma."""
-    folders = [tmp_path / "a", tmp_path / "b, lr=2"]
+    """Two runs with a decreasing loss. The folder name of the second has a space, a comma, and an invalid formula."""
+    folders = [tmp_path / "a", tmp_path / "b, lr=$\\2$"]
     for folder in folders:
         folder.mkdir()
         lines = [
