@@ -70,7 +70,7 @@ def main(config: EvalConfig) -> None:
             "output=- is not possible: the metrics are printed to standard output.", "Set output= to a file."
         )
     if config.output is not None:
-        check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
+        check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input, text=config.text)
     from seqtk.data.plan import BatchingConfig
     from seqtk.pipelines import GenerationPipeline
 

@@ -158,5 +158,5 @@ class CorpusScores:
 
 
 def _count(text: str) -> TextCount:
-    blocks = read_blocks((find_text(text, None),))
+    blocks = read_blocks((find_text(text, None, key="text"),))
     return sum((count_text(lines) for (lines,) in blocks), start=TextCount())

@@ -238,6 +238,7 @@ def test_missing_path_suggests_no_unrelated_path(
         ("checkpoint=words.safetensors streams=0", "streams=0"),
         ("checkpoint=words.safetensors output=-", "Set output= to a file"),
         ("checkpoint=words.safetensors max_tokens=null max_sentences=null", "both null"),
+        ("checkpoint=words.safetensors text=bytes/dict.txt output=bytes/dict.txt", "would overwrite text="),
         ("checkpoint=bytes/dict.txt", "a dictionary"),
         ("checkpoint=words.safetensors contxt_window=3", "Did you mean 'context_window'"),
         ("--path words.safetensors --context-window 3 --gen-subset valid", "checkpoint=words.safetensors"),
