@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from seqtk.cli.command import command
-from seqtk.cli.loading import LoadConfig, check_checkpoint, check_not_input, load_pipeline
+from seqtk.cli.loading import LoadConfig, check_checkpoint, check_not_input, check_split, load_pipeline
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -21,7 +21,7 @@ class EvalConfig(LoadConfig):
     data: str | None = setting(
         None, help="The data-bin with the split. null: the data-bin that the model was trained on."
     )
-    split: str = setting("test", help="The split of data= to score.")
+    split: str | None = setting(None, help="The split of data= to score. null: test. Not possible with input=.")
     input: str | None = setting(
         None, help="Text file to score instead of data=, encoded with the model's vocabulary. -: standard input."
     )
@@ -69,6 +69,7 @@ def main(config: EvalConfig) -> None:
         raise UserError(
             "output=- is not possible: the metrics are printed to standard output.", "Set output= to a file."
         )
+    check_split(config.split, input=config.input)
     if config.output is not None:
         check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input, text=config.text)
     from seqtk.data.plan import BatchingConfig
@@ -82,7 +83,7 @@ def main(config: EvalConfig) -> None:
         )
     scores = pipeline.score_corpus(
         data=config.data,
-        split=config.split,
+        split=config.split or "test",
         input=config.input,
         text=config.text,
         break_mode=config.break_mode,

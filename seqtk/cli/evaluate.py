@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from seqtk.cli.command import command
 from seqtk.cli.decoding import check_no_search
-from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
+from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, check_split, load_pipeline, split_paths
 from seqtk.cli.plot import check_picture, literal, load_pyplot
 from seqtk.config.fields import setting
 from seqtk.data.labelled_text import Columns
@@ -73,10 +73,7 @@ def main(config: EvaluateConfig) -> None:
     """
     check_checkpoint(config)
     config.check()
-    if config.input is not None and config.split is not None:
-        raise UserError(
-            f"split={config.split} and input= are both set.", "Set only one of them: a split, or a text file."
-        )
+    check_split(config.split, input=config.input)
     if config.input is None and config.columns != Columns():
         raise UserError(
             "columns.text=, columns.second= and columns.label= require input=.", "Set input=, or remove the columns."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
 from seqtk.cli.decoding import DecodeConfig, check_decoding, check_nbest, load_text_pipeline
-from seqtk.cli.loading import check_not_input, split_paths
+from seqtk.cli.loading import check_not_input, check_split, split_paths
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -27,7 +27,7 @@ class GenerateConfig(DecodeConfig):
     data: str | None = setting(
         None, help="The data-bin with the split. null: the data-bin that the model was trained on."
     )
-    split: str = setting("test", help="The split of data= to translate.")
+    split: str | None = setting(None, help="The split of data= to translate. null: test. Not possible with input=.")
     input: str | None = setting(
         None, help="A text file to translate instead of data=, or a file with one prompt per line. -: standard input."
     )
@@ -95,6 +95,7 @@ def _check(config: GenerateConfig) -> None:
     check_decoding(config)
     if config.input is not None and config.data is not None:
         raise UserError("input= and data= are both set.", "Set only one of them: a text file, or a data-bin.")
+    check_split(config.split, input=config.input)
     if config.input is None and (config.reference is not None or config.prefix is not None):
         raise UserError(
             "reference= and prefix= require input=.", "Remove them. A split of a data-bin already has references."
@@ -110,7 +111,7 @@ def _check(config: GenerateConfig) -> None:
 
 
 def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterator[Sentence]":
-    for key in ("data", "reference", "prefix", "prefix_size", "score_reference"):
+    for key in ("data", "split", "reference", "prefix", "prefix_size", "score_reference"):
         if getattr(config, key):
             raise UserError(
                 f"{key}= has no effect on checkpoint={config.checkpoint}, which is a language model.",
@@ -123,7 +124,7 @@ def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterato
 
 def _sentences(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iterator[Sentence]":
     if config.input is None:
-        return pipeline.split(config.split, data=config.data, prefix_size=config.prefix_size)
+        return pipeline.split(config.split or "test", data=config.data, prefix_size=config.prefix_size)
     return _from_text(config, pipeline)
 
 
@@ -216,7 +217,7 @@ def _score(config: GenerateConfig, tally: _Tally, output: TextIO) -> None:
 
     scores = corpus_scores(tally.texts, *zip(*tally.references, strict=True))
     if config.format == "fairseq":
-        name = config.split if config.input is None else config.input
+        name = config.input or config.split or "test"
         bleu = scores["bleu"]
         output.write(f"Generate {name} with beam={config.width}: {bleu.line} {bleu.signature}\n")
     for score in scores.values():

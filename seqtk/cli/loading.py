@@ -64,6 +64,12 @@ def split_paths(value: str) -> list[str]:
     return paths
 
 
+def check_split(split: str | None, *, input: str | None) -> None:
+    """Raises UserError if both a split and a text file are set."""
+    if input is not None and split is not None:
+        raise UserError(f"split={split} and input= are both set.", "Set only one of them: a split, or a text file.")
+
+
 def check_output(path: Path, *, output: str = "output", **inputs: str | None) -> None:
     """Raises UserError if `path` cannot be written as a file, or is one of `inputs` (key=path).
 

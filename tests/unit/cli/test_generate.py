@@ -306,6 +306,7 @@ def test_sigterm_ends_the_interactive_prompt(at_a_terminal, capsys):
         (["checkpoint=model1.safetensors", "split=tst"], "Did you mean 'test'"),
         (["checkpoint=model1.safetensors", "input=test.de", "reference=one.en"], "one.en has 1 line, but test.de has"),
         (["checkpoint=model1.safetensors", "input=test.de", "data=data-bin"], "both set"),
+        (["checkpoint=model1.safetensors", "input=test.de", "split=valid"], "split=valid"),
         (["checkpoint=model1.safetensors", "nbest=2"], "nbest=2"),
         (["checkpoint=model1.safetensors", "beam=2", "nbest=3", "format=json"], "nbest=3 is more than beam=2"),
         (["checkpoint=model1.safetensors,model3.safetensors"], "different vocabularies"),

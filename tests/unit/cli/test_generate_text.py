@@ -126,6 +126,7 @@ def test_worker_processes_do_not_change_the_output(run: Run) -> None:
     ("arguments", "words"),
     [
         ("data=words", "data="),
+        ("split=valid", "split="),
         ("input=prompts reference=prompts", "reference="),
         ("input=prompts prefix=prompts", "prefix="),
         ("score_reference=true", "To score text, run seqtk-eval-lm"),
