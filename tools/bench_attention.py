@@ -180,9 +180,10 @@ def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
 
 
 def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tuple[int, float]]:
-    """Yields (length, peak memory in GiB). Stops after a length that exceeds the limit of time or memory.
+    """Yields (length, increase of memory in GiB). Stops after a length that exceeds the limit of time or memory.
 
-    Must run before `keep_freed_memory`. Afterwards, the increase would not include memory that malloc reuses.
+    Must run before `keep_freed_memory`: after this call malloc reuses freed memory, which the increase would not
+    include.
     """
     return_freed_memory()
     for length, longer in itertools.zip_longest(arguments.lengths, arguments.lengths[1:]):

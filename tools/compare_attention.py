@@ -177,7 +177,7 @@ def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str,
 
 
 def _written(config: dict[str, Any]) -> str:
-    """Returns a mapping in the syntax of the command line."""
+    """Returns `config` as text, in the syntax of a mapping on the command line."""
     parts = []
     for key, value in config.items():
         parts.append(f"{key}: [{', '.join(value)}]" if isinstance(value, list) else f"{key}: {value}")

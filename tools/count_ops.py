@@ -111,7 +111,7 @@ def compare_with_plain(arguments: argparse.Namespace) -> None:
 
 
 def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
-    """Returns the trainer of tools/bench_training.py in the checkout to measure, with changed settings."""
+    """Returns the trainer that tools/bench_training.py builds, with `settings` (a list of KEY=VALUE)."""
     build = bench.Trainer
 
     def with_settings(config: Any, **others: Any) -> Any:

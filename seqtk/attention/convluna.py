@@ -149,8 +149,7 @@ class ConvLuna(Luna):
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
         """Returns x_BHNE, one filtered vector per window, or x_BHSE without a filter.
 
-        A vector is 0 if the first position of its window (with stride 1: the position that the window belongs to) is
-        padding.
+        Vector n is 0 if position n · stride is padding.
         """
         if self.config.filter == "none":
             return x_BHSE

@@ -190,7 +190,8 @@ class Checkpoints:
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
         """Saves the model if it is among the best `keep_best`, and updates `best.safetensors`.
 
-        With `keep_best=0`, removes the `best.safetensors` of an earlier session if this validation is better.
+        With `keep_best=0`, an earlier session's `best.safetensors` is removed if this validation is better, because
+        that model is no longer the best.
 
         Args:
             model: The weights; not used with `keep_best=0`.

@@ -51,7 +51,11 @@ def _in_chunks(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, chunk: 
 
 
 def _sums(query_GNCR: Tensor, key_GNCR: Tensor, value_GNCE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the sums y_GNCE, the weights within chunks GNCC, and the sum of k vᵀ before each chunk GNRE."""
+    """Returns (y_GNCE, weights_GNCC, past_GNRE).
+
+    y are the sums, `weights` the masked products q · k within each chunk, and `past` the sum of k vᵀ over all earlier
+    chunks.
+    """
     weights_GNCC = (query_GNCR @ key_GNCR.mT).tril_()
     past_GNRE = _sums_before(key_GNCR.mT @ value_GNCE)
     return _products(weights_GNCC, value_GNCE, query_GNCR, past_GNRE), weights_GNCC, past_GNRE

@@ -114,7 +114,7 @@ class Task:
 
         Raises UserError if the task cannot read them.
         """
-        raise UserError("This task does not support data other than its training data.", f"Remove {data}.")
+        raise UserError("This task can read only the data in task.data.", f"Remove {data}.")
         yield
 
     def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:

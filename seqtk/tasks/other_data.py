@@ -47,7 +47,7 @@ def other_data(
         raise UserError("input= and data= are both set.", "Set only one of them: a text file, or the location of data.")
     if not isinstance(task, TextTask):
         if input is not None or data is not None:
-            raise UserError("This task does not support data other than its training data.", "Remove input= and data=.")
+            raise UserError("This task can read only the data in task.data.", "Remove input= and data=.")
         yield split
         return
     before = task._source

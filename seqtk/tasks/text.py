@@ -76,7 +76,9 @@ class TextTask(Task):
     def _corpus(self, corpus: CorpusConfig) -> Dataset:
         try:
             if not corpus.data:
-                raise UserError("A corpus has no data.", "Set data of each corpus: [{data: A, weight: 2}, {data: B}].")
+                raise UserError(
+                    "data of a corpus is not set.", "Set data of each corpus: [{data: A, weight: 2}, {data: B}]."
+                )
             source = self._open(corpus.data, source_lang=corpus.source_lang, target_lang=corpus.target_lang)
             if source.epochs > 1:
                 raise UserError(f"{corpus.data} has several shards.", "List each shard as a corpus.")

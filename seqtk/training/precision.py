@@ -98,7 +98,7 @@ class WeightCopies:
 
 
 class _StepCounter:
-    """Counts the steps of all optimizers, because fused optimizers do not change `Tensor._version` of the weights."""
+    """Counts the steps of all optimizers, to detect changed weights: fused optimizers keep `Tensor._version`."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -28,7 +28,7 @@ SETTINGS = (  # noqa: SIM905
 
 
 class TestSlurm:
-    def test_two_tasks_train_as_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_losses_of_two_tasks_equal_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """The tasks start without torchrun and without the setting `parallel`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def wait_for_updates(save_dir: Path, count: int, hosts: Hosts) -> None:
 
 class TestTwoHosts:
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-    def test_two_hosts_train_as_one_process(
+    def test_losses_of_two_hosts_equal_one_process(
         self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path, parallel: str
     ) -> None:
         run = ("max_updates=6", f"task.data={tiny_corpus}", f"parallel={parallel}")

@@ -136,7 +136,7 @@ def found(golden: Path, name: str, file: str) -> list[list[Hypothesis]]:
     return search([model], batch, SEARCHES[file], vocabulary=vocabulary, prefix_BP=prefix_BP)
 
 
-def test_search_settings_equal_the_fairseq_commands(golden: Path) -> None:
+def test_settings_equal_the_options_of_fairseq(golden: Path) -> None:
     for name in MODELS:
         index = json.loads((golden / "models" / name / "generate" / "index.json").read_text())
         for file in stored_searches(name):

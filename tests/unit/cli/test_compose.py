@@ -92,7 +92,7 @@ def test_new_kind_discards_settings_of_the_old_kind(tmp_path: Path) -> None:
     assert config.model.layer == DenseConfig(max_length=9)
 
 
-def test_recipe_key_overrides_an_alias_in_its_parent(tmp_path: Path) -> None:
+def test_key_overrides_its_alias_in_the_parent_recipe(tmp_path: Path) -> None:
     config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
     assert config.model.layer == DotConfig()
 
