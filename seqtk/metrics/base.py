@@ -61,7 +61,7 @@ class Evaluation:
     def mean(self, name: str) -> float:
         """Returns the mean of one statistic, its sum divided by its weight."""
         total, weight = self.stats[name]
-        return total / max(weight, 1.0)
+        return total / (weight or 1.0)
 
 
 @dataclass(frozen=True)

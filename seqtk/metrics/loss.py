@@ -53,5 +53,4 @@ class BitsPerToken(Metric):
     needs = ("nll",)
 
     def compute(self, evaluation: Evaluation) -> Score:
-        total, weight = evaluation.stats["nll"]
-        return Score(total / math.log(2) / max(weight, 1.0))
+        return Score(evaluation.mean("nll") / math.log(2))

@@ -123,7 +123,7 @@ def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: En
     """
     step.train(failure.training)
     size, total = len(failure.ranks), torch.zeros((), dtype=torch.float64, device=engine.device)
-    weight = max(sum(batch.weight for rank in failure.ranks for batch, _ in rank), 1)
+    weight = sum(batch.weight for rank in failure.ranks for batch, _ in rank) or 1
     with torch.set_grad_enabled(failure.training), probing(step) as probe:
         for rank, micro_batches in enumerate(failure.ranks):
             seed_dropout(config.seed, failure.update, rank, device=engine.device)

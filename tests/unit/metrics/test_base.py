@@ -73,5 +73,18 @@ class TestValues:
         expected = {"loss": 3.0, "nll": 2.0, "ppl": math.exp(2.0), "bits_per_token": 2 / math.log(2), "accuracy": 25.0}
         assert values == pytest.approx(expected)
 
+    def test_sum_of_weights_may_be_less_than_one(self) -> None:
+        values = metrics.compute(["loss", "bits_per_token"], Evaluation({"loss": (0.3, 0.15), "nll": (0.3, 0.15)}))
+        assert [score.value for score in values.values()] == pytest.approx([2.0, 2 / math.log(2)])
+
+    def test_means_without_targets_are_zero(self) -> None:
+        values = metrics.compute(metrics, Evaluation({"loss": (0.0, 0.0), "nll": (0.0, 0.0)}))
+        assert {name: score.value for name, score in values.items()} == {
+            "loss": 0.0,
+            "nll": 0.0,
+            "ppl": 1.0,
+            "bits_per_token": 0.0,
+        }
+
     def test_perplexity_is_capped(self) -> None:
         assert metrics["ppl"]().compute(Evaluation({"nll": (1e6, 1.0)})).value == math.exp(700.0)

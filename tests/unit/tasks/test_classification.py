@@ -25,9 +25,11 @@ from seqtk.tasks import tasks
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, ClassReport
 from seqtk.training.checks import banner
 from seqtk.training.parallel import TrainStep
+from seqtk.training.replay import Failure, repeat
 from seqtk.utils.errors import UserError
 from tests.unit.tasks.labelled import task_of, write_pairs, write_texts
 from tests.unit.tasks.trained import MODEL, trainer
+from tests.unit.training.helpers import losses
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +226,19 @@ class TestWeights:
             gradients.append([parameter.grad.clone() for parameter in step.parameters() if parameter.grad is not None])
         for whole, split in zip(*gradients, strict=True):
             torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
+
+    def test_scale_of_all_class_weights_does_not_change_logs_and_replays(self, texts: Path, tmp_path: Path) -> None:
+        found = []
+        for scale in (1.0, 1e-4):
+            weights = [0.5 * scale, 2.0 * scale, 1.5 * scale]
+            run = trainer(texts, tmp_path / f"{scale}", max_updates=1, validation__every=1, task__class_weights=weights)
+            failure = Failure(0, training=True, scale=1.0, ranks=[[(batch_of(run.task, range(8)), None)]])
+            repeated = repeat(failure, run.step, run.config, engine=run.engine)[:2]
+            run.optimizer.zero_grad()
+            run.fit()
+            logged = [losses(tmp_path / f"{scale}", kind)[0][1] for kind in ("train", "valid")]
+            found.append([*repeated, *logged])
+        assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 class TestEvaluation:
