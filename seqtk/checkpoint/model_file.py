@@ -32,6 +32,8 @@ from seqtk.utils.suggestions import near_path
 
 Tensors = dict[str, Tensor]
 
+CHECKPOINT = re.compile(r"update_([0-9]{8,})")
+"""The name of a checkpoint: its number of updates. Folders with other names, such as copies, are not checkpoints."""
 CHECKSUMS = "crc32"
 """The key of the checksums in a file's header."""
 DAMAGED = "Copy it again from an intact source, or use another checkpoint."
@@ -141,7 +143,7 @@ def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
 
 def checkpoint_folders(save_dir: Path) -> list[Path]:
     """Returns all checkpoints in the folder of a run, oldest first."""
-    return sorted(path for path in save_dir.glob("update_*") if path.is_dir() and "." not in path.name)
+    return sorted(path for path in save_dir.glob("update_*") if path.is_dir() and CHECKPOINT.fullmatch(path.name))
 
 
 def tensors_of(model: nn.Module) -> Tensors:

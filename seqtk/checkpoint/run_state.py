@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import (
+    CHECKPOINT,
     CHECKSUMS,
     Tensors,
     checkpoint_folders,
@@ -203,7 +203,7 @@ class Checkpoints:
         if self.keep_best > 1:
             name = f"best_{self.metric}_{value:.4f}_update_{state.update:08d}.safetensors"
             self._write_model(self.directory / name, model, state, metrics)
-            kept = list(self.directory.glob(f"best_{self.metric}_*.safetensors"))
+            kept = list(self.directory.glob(f"best_{self.metric}_*_update_*[0-9].safetensors"))
             kept.sort(key=lambda path: self._recorded(path, higher=higher), reverse=higher)
             for worse in kept[self.keep_best :]:
                 worse.unlink(missing_ok=True)
@@ -240,7 +240,7 @@ class Checkpoints:
             return None
         name = pointer.read_text(errors="replace").strip()
         folder = self.directory / name
-        if not re.fullmatch(r"update_\d{8,}", name) or not any(other.name <= name for other in self.folders()):
+        if not CHECKPOINT.fullmatch(name) or not any(other.name <= name for other in self.folders()):
             raise UserError(
                 f"{pointer} {f'contains {name}' if name else 'is empty'}: it must contain the name of a checkpoint.",
                 f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
@@ -336,9 +336,8 @@ def _name(update: int) -> str:
 
 def _update_of(path: Path) -> float:
     """Returns the update of a checkpoint or best model, or infinity if it cannot be read."""
-    _, found, update = path.stem.rpartition("update_")
-    if found:
-        return int(update)
+    if found := CHECKPOINT.fullmatch(f"update_{path.stem.rpartition('update_')[2]}"):
+        return int(found[1])
     try:
         return float(read_info(path)["update"])
     except (UserError, KeyError):

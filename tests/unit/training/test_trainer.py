@@ -1,6 +1,7 @@
 """The training loop: updates, epochs, validation, best models, and errors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import checkpoint_folders, tensors_of
 from seqtk.data.plan import epoch_batches
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
@@ -250,6 +251,19 @@ class TestBestModel:
         assert len(list(tmp_path.glob("best_loss_*.safetensors"))) == 2
         values = dict(losses(tmp_path, "valid"))
         assert model_file.read(tmp_path / "best.safetensors").info["loss"] == min(values.values())
+
+    def test_copies_of_checkpoints_and_models_are_kept(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        kept = {"checkpoint__every": 1, "checkpoint__keep_last": 1, "checkpoint__keep_best": 2, "validation__every": 1}
+        trainer(tiny_corpus, tmp_path, **kept, max_updates=2).fit()
+        best = next(tmp_path.glob("best_loss_*"))
+        copies = [tmp_path / name for name in ("update_00000002_copy", "best_before_update_of_data.safetensors")]
+        copies.append(best.with_stem(f"{best.stem}_copy"))
+        shutil.copytree(tmp_path / "update_00000002", copies[0])
+        for path in copies[1:]:
+            shutil.copy(best, path)
+        trainer(tiny_corpus, tmp_path, **kept, max_updates=4).fit()
+        assert all(path.exists() for path in copies)
+        assert [path.name for path in checkpoint_folders(tmp_path)] == ["update_00000004"]
 
     def test_keep_best_0_saves_no_best_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
         result = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=0).fit()
