@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -70,6 +71,8 @@ def _modules(run: Trainer) -> Iterator[str]:
 def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     """Yields lines about the batches of an epoch, and the time and memory of an update with the largest batch."""
     config, engine, sizes_ND = run.config, run.engine, run.train_set.sizes_ND
+    if not real_batches(plan):  # there are fewer batches than processes, and this process only takes part
+        plan = [replace(plan[0], indices=(np.array([plan[0].stand_in]),), shapes=plan[0].shapes[:1])]
     batches, cells = real_batches(plan), positions(plan, sizes_ND)
     rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
     share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"
@@ -86,6 +89,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
         [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
     )
     started = time.monotonic()
+    run.state = run.state.replace(interval={})  # a resumed run may have sums of earlier updates
     with uncompiled(), saved_bytes(run.model) as saved:
         run.update(micro_batches)
     run.read_sums()

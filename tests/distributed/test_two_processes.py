@@ -53,10 +53,10 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
 """An attention layer that adds a penalty to the loss."""
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_dry_run_ends_and_writes_no_file(tiny_corpus: Path, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("settings", ["parallel=ddp", "parallel=fsdp2", "batch.max_tokens=100000"])
+def test_dry_run_ends_and_writes_no_file(tiny_corpus: Path, tmp_path: Path, settings: str) -> None:
     save_dir = tmp_path / "run"
-    code, errors = train(2, tiny_corpus, save_dir, f"parallel={engine}", "dry_run=true")
+    code, errors = train(2, tiny_corpus, save_dir, settings, "dry_run=true")
     assert code == 0, errors
     assert not save_dir.exists()
 

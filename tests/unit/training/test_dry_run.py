@@ -48,6 +48,16 @@ def test_dry_run_does_not_change_an_existing_run(tiny_corpus: Path, tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_sums_of_earlier_updates_are_not_included(tiny_corpus: Path, tmp_path: Path) -> None:
+    found = set()
+    for log_every in (1, 100):
+        save_dir, changes = tmp_path / f"{log_every}", {"log__every": log_every, "max_updates": 6}
+        trainer(tiny_corpus, save_dir, **changes).fit()
+        (save_dir / "latest").write_text("update_00000003")
+        found.add(described(tiny_corpus, save_dir, **changes).partition(" s: loss ")[2].splitlines()[0])
+    assert len(found) == 1
+
+
 def test_dry_run_skips_an_epoch_without_usable_examples(tiny_corpus: Path, tmp_path: Path) -> None:
     updates = len(trainer(tiny_corpus, tmp_path).plan()) - 1
     run = trainer(tiny_corpus, tmp_path, max_updates=updates)
