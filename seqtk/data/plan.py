@@ -214,7 +214,7 @@ def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, Ind
     limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]
     if config.streams is not None or not limits:
         return np.arange(len(sizes_ND)), np.empty(0, dtype=np.int64)
-    fits_N = _longest_side(sizes_ND) <= min(limits)
+    fits_N = longest_side(sizes_ND) <= min(limits)
     return np.flatnonzero(fits_N), np.flatnonzero(~fits_N)
 
 
@@ -232,7 +232,7 @@ def epoch_batches(
     """
     indices_N, random = _usable(sizes_ND, config, among), _random(seed, epoch)
     order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
-    longest_N = _longest_side(sizes_ND)
+    longest_N = longest_side(sizes_ND)
     share_N = np.zeros(len(order_N))  # the share of a batch that each example fills
     if config.max_tokens is not None:
         share_N = longest_N[order_N] / config.max_tokens
@@ -252,7 +252,7 @@ def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexAr
     """
     _check(config)
     first_N = np.zeros(len(sizes_ND), dtype=np.int64)
-    return _pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), _longest_side(sizes_ND), config)
+    return _pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), longest_side(sizes_ND), config)
 
 
 def pack(
@@ -359,7 +359,7 @@ def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | Non
         named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
             f"All training examples are longer than {named}.",
-            f"The shortest example has {how_many(int(_longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
+            f"The shortest example has {how_many(int(longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
         )
     return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
@@ -378,7 +378,8 @@ def _pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list
     )
 
 
-def _longest_side(sizes_ND: SizeArray) -> SizeArray:
+def longest_side(sizes_ND: SizeArray) -> SizeArray:
+    """Returns the length of the longest side of each example."""
     return sizes_ND if sizes_ND.ndim == 1 else sizes_ND.max(axis=1)
 
 

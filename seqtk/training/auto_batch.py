@@ -22,7 +22,7 @@ from torch import Tensor
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.run_state import Checkpoints
 from seqtk.data.batch import Batch, Dataset
-from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto
+from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto, longest_side
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
@@ -72,7 +72,7 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
 def _longest(train_set: Dataset, config: BatchingConfig) -> int:
     """Returns the length of the longest example that is not longer than `batch.max_length`."""
-    longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
+    longest_N = longest_side(train_set.sizes_ND)
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
@@ -98,7 +98,7 @@ def _largest(
             "batch.max_tokens=auto: the free memory of this device is not known.",
             "Set batch.max_tokens to a number of tokens.",
         )
-    longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
+    longest_N = longest_side(train_set.sizes_ND)
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):

@@ -10,6 +10,7 @@ import torch
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import tensors_of
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training import auto_batch
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
@@ -88,6 +89,24 @@ class TestChoice:
         monkeypatch.setattr(auto_batch, "available_memory", lambda device: None)
         with pytest.raises(UserError, match=r"free memory(.|\n)*Set batch\.max_tokens"):
             trainer(tiny_corpus, tmp_path, batch__max_tokens="auto")
+
+    def test_empty_training_set_is_refused(self, tmp_path: Path) -> None:
+        for name in ("train.en", "train.de", "valid.en", "valid.de"):
+            (tmp_path / name).write_text("a b\n")
+        preprocess(
+            PreprocessConfig(
+                source_lang="en",
+                target_lang="de",
+                tokens="words",
+                train=f"{tmp_path}/train",
+                valid=(f"{tmp_path}/valid",),
+                min_length=3,
+                destdir=f"{tmp_path}/bin",
+                workers=1,
+            )
+        )
+        with pytest.raises(UserError, match="There are no training examples"):
+            trainer(tmp_path / "bin", tmp_path / "run", **AUTO).fit()
 
 
 class TestRun:
