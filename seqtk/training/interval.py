@@ -87,8 +87,10 @@ class Interval:
         """
         if self._sums is None:
             self._names = (*names, "weight", "updates", OVERFLOWS)
-            weights = before.get("weight", 0.0)
-            start = [before.get(name, weights if name.endswith(WEIGHT_SUFFIX) else 0.0) for name in self._names]
+            weights = before.get("weight", 0.0)  # of every statistic, if an older version wrote `before`
+            start = [
+                before.get(name, weights if name.removesuffix(WEIGHT_SUFFIX) in before else 0.0) for name in self._names
+            ]
             self._sums = torch.tensor(start, dtype=torch.float64, device=self._device)
         counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
         self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
