@@ -44,10 +44,9 @@ class MacroF1(_PredictionMetric):
 
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
         classes = predictions.classes
-        code_KN = (predictions.target_N * classes + predictions.predicted_N)[rows_KN]
-        count_KCC = _counts(code_KN, classes**2).reshape(-1, classes, classes)
-        hits_KC = np.diagonal(count_KCC, axis1=1, axis2=2)
-        sizes_KC = count_KCC.sum(1) + count_KCC.sum(2)
+        target_KN, predicted_KN = predictions.target_N[rows_KN], predictions.predicted_N[rows_KN]
+        hits_KC = _counts(target_KN, classes, weights_KN=(target_KN == predicted_KN).astype(np.float64))
+        sizes_KC = _counts(target_KN, classes) + _counts(predicted_KN, classes)
         f1_KC = 2 * hits_KC / np.maximum(sizes_KC, 1)
         return np.asarray(100 * f1_KC.sum(1) / (sizes_KC > 0).sum(1))
 

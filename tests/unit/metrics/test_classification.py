@@ -1,5 +1,7 @@
 """Metrics of classifiers, compared with plain loops over their definitions, and confidence intervals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,13 @@ class TestMacroF1:
             ClassOutput(1, "", "", ("",), target=1, log_probs=(-0.1, -3.0, -9.0)),
         ]
         assert value("macro_f1", found) == pytest.approx(100 * (2 / 3 + 0) / 2)
+
+    def test_memory_is_linear_in_the_number_of_classes(self) -> None:
+        found = outputs(20, classes=2000)
+        tracemalloc.start()
+        metrics["macro_f1"]().interval(Evaluation(outputs=found, resamples=100))
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+        tracemalloc.stop()
 
 
 class TestCalibration:
