@@ -284,6 +284,8 @@ def _json_fields(line: str, keys: Sequence[str], path: str, number: int) -> list
             raise UserError(
                 f"Line {number:,} of {path}: '{key}' is {json.dumps(value)[:80]}; it must be a string or an integer."
             )
+        if "\0" in str(value):
+            raise UserError(f"Line {number:,} of {path}: '{key}' contains a NUL character, so it is not text.")
         try:
             fields.append(str(value).encode().decode())
         except UnicodeError:

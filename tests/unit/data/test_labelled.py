@@ -67,6 +67,7 @@ class TestErrors:
             ("a.jsonl", '{"text": ["a"], "label": "yes"}\n', "Line 1"),
             ("a.jsonl", "[1]\n", "Line 1"),
             ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', "Line 1"),
+            ("a.jsonl", '{"text": "a\\u0000", "label": "yes"}\n', "Line 1"),
             ("a.tsv", "", "a.tsv"),
             ("a.tsv", "label\ttext\n", "no examples"),
             ("a.tsv", "label\ttext\nyes\t\x00\n", "Line 2"),
