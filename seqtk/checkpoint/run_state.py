@@ -60,7 +60,7 @@ AVERAGE = "ema.safetensors"
 FILES = "files"
 """The key in `state.json` whose value lists the other files of the checkpoint."""
 MOST_READ = 1000
-"""The number of examples of a corpus whose tokens its fingerprint includes."""
+"""The number of examples of a corpus whose tokens and classes its fingerprint includes."""
 
 
 @dataclass(frozen=True)
@@ -305,19 +305,24 @@ def _remove_partial(save_dir: Path) -> None:
 
 
 def fingerprint(train_set: Dataset) -> str:
-    """Returns a fingerprint of the training data: the number of examples, and CRCs of all lengths and some examples.
+    """Returns a fingerprint of the training data.
 
-    For a mixture of corpora, it contains the fingerprint of each.
+    For each corpus: the number of examples, and CRCs of all lengths and of the tokens of some examples. Then a CRC of
+    the classes of these examples.
     """
-    if isinstance(train_set, MixedExamples):
-        return " + ".join(map(fingerprint, train_set.corpora))
-    lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
-    content = 0
-    read = np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_READ)).astype(int).tolist()
-    for array in tree_leaves(take(train_set, read)):
-        if isinstance(array, np.ndarray):
-            content = zlib.crc32(np.ascontiguousarray(array, dtype=np.int64).tobytes(), content)
-    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}, {content:08x}"
+    corpora = train_set.corpora if isinstance(train_set, MixedExamples) else (train_set,)
+    found, classes = [], 0
+    for corpus in corpora:
+        lengths = np.ascontiguousarray(corpus.sizes_ND, dtype=np.int32)
+        content = 0
+        read = np.linspace(0, len(corpus) - 1, min(len(corpus), MOST_READ)).astype(int).tolist()
+        for leaf in tree_leaves(take(corpus, read)):
+            if isinstance(leaf, np.ndarray):
+                content = zlib.crc32(np.ascontiguousarray(leaf, dtype=np.int64).tobytes(), content)
+            elif isinstance(leaf, int | np.integer):  # a class, or the index of the example
+                classes = zlib.crc32(b"%d " % leaf, classes)
+        found.append(f"{len(corpus)} examples, {zlib.crc32(lengths.tobytes()):08x}, {content:08x}")
+    return f"{' + '.join(found)}, {classes:08x}"
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:

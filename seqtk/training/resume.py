@@ -132,9 +132,9 @@ def check_resumable(
             f"{source} was trained with vocabularies that differ from the vocabularies in {config.task.data}.",
             f"Set task.data {same}",
         )
-    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
+    if not corpus.startswith(saved.state.corpus):  # the fingerprints of older versions are prefixes of current ones
         then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
-        how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different tokens"
+        how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different contents"
         data = format_list(data_of(config))
         if data_of(before) == data_of(config):
             raise UserError(

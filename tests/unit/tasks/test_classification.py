@@ -1,6 +1,7 @@
 """Classification and matching: reading, class weights, truncation, errors, and learning the classes of key words."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,15 @@ class TestRuns:
         one, other = (model_file.read(folder / "update_00000006").tensors for folder in (whole, halves))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_resuming_with_different_classes_is_refused(self, texts: Path, tmp_path: Path) -> None:
+        data, run = shutil.copytree(texts, tmp_path / "texts"), tmp_path / "run"
+        trainer(data, run, max_updates=1).fit()
+        path, other = data / "train.txt", {"yes": "no", "no": "yes", "both": "both"}
+        examples = [line.partition("\t") for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{other[name]}\t{text}\n" for name, _, text in examples))
+        with pytest.raises(UserError, match="300 examples in both, but different contents"):
+            trainer(data, run)
 
     def test_log_has_the_examples_per_update(self, texts: Path, tmp_path: Path) -> None:
         trainer(texts, tmp_path / "run", max_updates=10, log__every=10).fit()
