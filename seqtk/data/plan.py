@@ -157,25 +157,32 @@ def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]
     return [micro_batch for indices, micro_batch in pairs if indices is not None]
 
 
-def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
-    """Returns the number of positions in each batch of `real_batches`, including padding and filler rows."""
+def positions(plan: Sequence[Update], sizes_ND: SizeArray, *, joined: bool = False) -> IndexArray:
+    """Returns the number of positions in each batch of `real_batches`, including padding and filler rows.
+
+    `joined`: True if a batch pads all sides to the same length.
+    """
     batches = real_batches(plan)
     varying = [indices for indices, shape in batches if shape is None]
     cells: list[int] = []
     if varying:
         rows_K = np.array([len(indices) for indices in varying])
         longest_KD = np.maximum.reduceat(sizes_ND[np.concatenate(varying)], np.cumsum(rows_K) - rows_K, axis=0)
-        cells = (rows_K * longest_KD.reshape(len(rows_K), -1).sum(axis=1)).tolist()
+        longest_KD = longest_KD.reshape(len(rows_K), -1)
+        if joined:
+            longest_KD = np.broadcast_to(longest_KD.max(axis=1, keepdims=True), longest_KD.shape)
+        cells = (rows_K * longest_KD.sum(axis=1)).tolist()
     following = iter(cells)
     return np.array([next(following) if shape is None else shape.rows * shape.positions for _, shape in batches])
 
 
-def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
-    """Returns the share of padding and filler rows among the positions of a plan's batches."""
+def padding_share(plan: Sequence[Update], sizes_ND: SizeArray, *, joined: bool = False) -> float:
+    """Returns the share of padding and filler rows among the positions of a plan's batches. See `positions`."""
     is_read_N = np.zeros(len(sizes_ND), dtype=bool)
     for indices, _ in real_batches(plan):
         is_read_N[indices] = True
-    return 1 - int(sizes_ND[is_read_N].sum(dtype=np.int64)) / max(int(positions(plan, sizes_ND).sum()), 1)
+    total = int(positions(plan, sizes_ND, joined=joined).sum())
+    return 1 - int(sizes_ND[is_read_N].sum(dtype=np.int64)) / total if total else 0.0
 
 
 def reading_order(

@@ -137,7 +137,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."
-    padding = f"{padding_share(plan, train_set.sizes_ND):.1%} of the positions"
+    padding = f"{padding_share(plan, train_set.sizes_ND, joined=task.joins_sides):.1%} of the positions"
     limit, used = config.batch.shapes, len(run.shapes or {shape for update in plan for shape in update.shapes})
     if limit is None:
         yield f"Padding: {padding}."

@@ -73,8 +73,9 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     config, engine, sizes_ND = run.config, run.engine, run.train_set.sizes_ND
     if not real_batches(plan):  # there are fewer batches than processes, and this process only takes part
         plan = [replace(plan[0], indices=(np.array([plan[0].stand_in]),), shapes=plan[0].shapes[:1])]
-    batches, cells = real_batches(plan), positions(plan, sizes_ND)
-    rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
+    batches, joined = real_batches(plan), run.task.joins_sides
+    cells = positions(plan, sizes_ND, joined=joined)
+    rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND, joined=joined)
     share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"
     yield f"Batches: {how_many(len(plan), 'update')} to the end of epoch {run.state.position.epoch}, each of {share}."
     yield f"  {min(rows):,} to {max(rows):,} rows, {np.mean(rows):,.1f} on average; {padding:.1%} padding."

@@ -127,9 +127,12 @@ class Speed:
             self._say(line)
 
     def loading(
-        self, updates: Iterator[tuple[Update, list[Any]]], sizes_ND: SizeArray
+        self, updates: Iterator[tuple[Update, list[Any]]], sizes_ND: SizeArray, *, joined: bool
     ) -> Iterator[tuple[Update, list[Any]]]:
-        """Yields the updates. Measures the time spent waiting for them, and counts their positions and padding."""
+        """Yields the updates. Measures the time spent waiting for them, and counts their positions and padding.
+
+        `joined`: True if a batch pads all sides to the same length.
+        """
         while True:
             self.enter("data")
             item = next(updates, None)
@@ -139,7 +142,7 @@ class Speed:
             read = [indices for indices, _ in real_batches([item[0]])]
             if read:
                 real_ND = sizes_ND[np.concatenate(read)]
-                self._sums["positions"] += float(positions([item[0]], sizes_ND).sum())
+                self._sums["positions"] += float(positions([item[0]], sizes_ND, joined=joined).sum())
                 self._sums["real"] += float(real_ND.sum())
                 self._sums["flops"] += 0.0 if self._flops is None else self._flops.of_update(real_ND)
             yield item

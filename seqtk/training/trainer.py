@@ -272,7 +272,8 @@ class Trainer:
             loaded = load_updates(
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
             )
-            yield from self.speed.loading(loaded, self.train_set.sizes_ND)
+            sizes_ND, joined = self.train_set.sizes_ND, self.task.joins_sides
+            yield from self.speed.loading(loaded, sizes_ND, joined=joined)
         elif position.examples:  # with the changed batch settings, no usable example is left in the epoch
             self.state = self.state.replace(position=Position(position.epoch + 1))
         else:

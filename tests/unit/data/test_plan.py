@@ -15,6 +15,7 @@ from seqtk.data.plan import (
     epoch_plan,
     ordered_batches,
     pack,
+    padding_share,
     updates,
     usable,
 )
@@ -132,6 +133,7 @@ class TestRanks:
 
     def test_epoch_without_batches_has_no_updates(self) -> None:
         assert updates([], position=Position(1, 0), world=2, rank=1) == []
+        assert padding_share([], SIZES_N2) == 0
 
     def test_update_has_the_position_after_it(self) -> None:
         assert Update((None,), Position(2, 7)).position_after == Position(epoch=2, examples=7)

@@ -19,7 +19,7 @@ from seqtk.data.encoder_batches import PairBatch
 from seqtk.data.labelled import PIXELS, Arrays, write_arrays
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.sources import GivenText
-from seqtk.data.vocabulary import EOS
+from seqtk.data.vocabulary import EOS, PAD
 from seqtk.models import Model, ModelConfig
 from seqtk.pipelines import load
 from seqtk.tasks import tasks
@@ -293,6 +293,16 @@ class TestRuns:
         path.write_text("".join(f"{other[name]}\t{text}\n" for name, _, text in examples))
         with pytest.raises(UserError, match="300 examples in both, but different contents"):
             trainer(data, run)
+
+    def test_padding_of_pairs_is_logged(self, pairs: Path, tmp_path: Path) -> None:
+        run = trainer(pairs, tmp_path / "run", "matching", max_updates=1, log__every=1)
+        (indices,) = run.plan()[0].indices
+        assert indices is not None
+        batch = run.task.collate([run.train_set[index] for index in indices.tolist()])
+        assert isinstance(batch, PairBatch)
+        run.fit()
+        first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+        assert first["padding"] == pytest.approx(float((batch.texts == PAD).double().mean()))
 
     def test_log_has_the_examples_per_update(self, texts: Path, tmp_path: Path) -> None:
         trainer(texts, tmp_path / "run", max_updates=10, log__every=10).fit()
