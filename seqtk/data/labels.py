@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from seqtk.data.labelled_text import check_classes
 from seqtk.utils.errors import UserError
+from seqtk.utils.text_io import read_lines
 
 CLASSES, LABELS = "classes.txt", ".labels.npy"
 
@@ -19,7 +20,7 @@ def read_classes(directory: Path) -> list[str]:
     path = directory / CLASSES
     if not path.is_file():
         raise UserError(f"{directory} has no labels: there is no {CLASSES}.", "task=classification requires labels.")
-    classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    classes = list(read_lines(str(path)))
     check_classes(classes, of=str(path))
     return classes
 

@@ -28,6 +28,7 @@ from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import near_path, nearest
+from seqtk.utils.text_io import read_lines
 
 RECORD = "preprocess.json"
 NO_LANGUAGE = "None"  # the language of monolingual text in file names of fairseq-preprocess
@@ -225,8 +226,7 @@ class DataBin:
         path = self.directory / f"{self._find(name, lang)}.txt"
         if not path.is_file() or len(self._parts(name, lang)) > 1:
             return None
-        with path.open(encoding="utf-8", newline="\n") as file:  # a line may contain other line separators than \n
-            return [line.removesuffix("\n") for line in file]
+        return list(read_lines(str(path)))
 
     def text_count(self, name: str) -> TextCount | None:
         """Returns the size of the text that can be decoded from a monolingual split, or None if it is unknown.

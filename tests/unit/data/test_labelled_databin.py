@@ -135,6 +135,12 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"train\.labels\.npy"):
             DataBinSource(DataBinSourceConfig(), data=str(made)).labels("train")
 
+    def test_class_names_that_are_not_utf8_are_refused(self, tmp_path: Path) -> None:
+        made = make(tmp_path, train=write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno"))
+        (made / "classes.txt").write_bytes(b"no\n\xe9\n")
+        with pytest.raises(UserError, match=r"Line 2 of .*classes\.txt is not UTF-8"):
+            DataBinSource(DataBinSourceConfig(), data=str(made)).classes()
+
     def test_max_length_with_labels_is_refused(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes")
         with pytest.raises(UserError, match="max_length="):
