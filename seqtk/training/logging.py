@@ -150,7 +150,7 @@ class Jsonl(Sink):
         self.path = run.save_dir / "log.jsonl"
         self.file: IO[str] | None = None
         if self.path.is_file():
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = self.path.read_text("utf-8", errors="replace").splitlines()
             write_text(self.path, "".join(f"{line}\n" for line in lines if _kept(line, run)))
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:

@@ -109,9 +109,10 @@ def test_log_keeps_entries_of_updates_that_are_not_repeated(kind: str, update: i
     assert not RunInfo(Path()).keeps(kind, update)
 
 
-def test_jsonl_sink_removes_an_incomplete_last_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [b'{"kind": "train", "upd', b"\xff\0\n"])
+def test_jsonl_sink_removes_a_damaged_last_line(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"kind": "train", "update": 1, "loss": 2.0}\n{"kind": "train", "upd')
+    path.write_bytes(b'{"kind": "train", "update": 1, "loss": 2.0}\n' + last)
     sink = Jsonl(JsonlConfig())
     sink.start(RunInfo(tmp_path, resumed_at=1))
     sink.metrics("train", 2, {"loss": 1.0})
