@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -144,7 +145,10 @@ class JsonlConfig(SinkConfig):
 
 @sinks.register("jsonl", JsonlConfig)
 class Jsonl(Sink):
-    """Writes a line `{"kind": …, "update": …, metric: value, …}` per log interval and validation."""
+    """Writes a line `{"kind": …, "update": …, metric: value, …}` per log interval and validation.
+
+    JSON has no NaN and no infinity, so these values are written as null.
+    """
 
     def start(self, run: RunInfo) -> None:
         self.path = run.save_dir / "log.jsonl"
@@ -158,7 +162,10 @@ class Jsonl(Sink):
             if self.file is None:  # not in `start`, because the start of a later sink may fail
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a", encoding="utf-8", buffering=1)
-            self.file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+            finite = {
+                name: value if isinstance(value, str) or isfinite(value) else None for name, value in values.items()
+            }
+            self.file.write(json.dumps({"kind": kind, "update": update, **finite}) + "\n")
 
     def close(self) -> None:
         if self.file is not None:

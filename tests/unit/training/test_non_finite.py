@@ -1,5 +1,6 @@
 """Losses, gradients and metrics that are not finite: the module named in the error, replay files, skipped updates."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -228,6 +229,9 @@ class TestSkip:
                 UserError, match=rf"validation of update 8 has loss=nan, first in the output of {MODULE}"
             ):
                 run.fit()
+        lines = (tmp_path / "log.jsonl").read_text().splitlines()
+        logged = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+        assert [line["update"] for line in logged if line["loss"] is None] == [bad]
 
 
 class TestValidation:
