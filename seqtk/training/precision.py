@@ -77,9 +77,9 @@ class WeightCopies:
         """Copies the weights if any of them has changed since the last call."""
         parameters = [parameter for maps_of_block in self._blocks for parameter in _parameters(maps_of_block)]
         seen = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if (seen, self._counter.steps) == (self._seen, self._steps):
+        if not parameters or (seen, self._counter.steps) == (self._seen, self._steps):
             return
-        device = parameters[0].device if parameters else None
+        device = parameters[0].device
         if [each[:2] for each in seen] != [each[:2] for each in self._seen]:
             self._buffers = [
                 [

@@ -16,6 +16,7 @@ from seqtk.optim.adam import AdamConfig
 from seqtk.optim.base import OptimizerConfig
 from seqtk.optim.sgd import SGDConfig
 from seqtk.training.parallel import TrainStep
+from seqtk.training.precision import WeightCopies
 
 V = 20
 CONFIG = TransformerConfig(
@@ -38,6 +39,15 @@ def gradients(step: TrainStep) -> dict[str, Tensor | None]:
     step.zero_grad(set_to_none=True)
     step(batch())[0].backward()
     return {name: None if p.grad is None else p.grad.clone() for name, p in step.named_parameters()}
+
+
+def test_model_without_linear_layers_of_seqtk_has_no_copies() -> None:
+    model = nn.Linear(2, 2)
+    copies, optimizer = WeightCopies(model, torch.bfloat16), torch.optim.SGD(model.parameters())
+    for _ in range(2):
+        with copies.in_use():
+            model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
 
 
 def test_gradients_of_copies_are_near_autocast() -> None:
