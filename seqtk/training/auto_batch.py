@@ -22,6 +22,7 @@ from torch import Tensor
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.run_state import Checkpoints
 from seqtk.data.batch import Batch, Dataset
+from seqtk.data.mixing import lengths_of_run
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto, longest_side
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
@@ -71,8 +72,8 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
 
 def _longest(train_set: Dataset, config: BatchingConfig) -> int:
-    """Returns the length of the longest example that is not longer than `batch.max_length`."""
-    longest_N = longest_side(train_set.sizes_ND)
+    """Returns the length of the longest example of all epochs that is not longer than `batch.max_length`."""
+    longest_N = longest_side(lengths_of_run(train_set))
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
