@@ -60,6 +60,12 @@ def check_run(
     _check_lengths(config, list(sets), task=task, model=model)
 
 
+def check_training_lengths(config: TrainConfig, train_set: Dataset, *, task: Task, model: Model) -> None:
+    """Raises UserError if a training example that is not skipped is longer than the model allows."""
+    kept, _ = usable(train_set.sizes_ND, config.batch)
+    _check_lengths(config, [("training", train_set, kept)], task=task, model=model)
+
+
 def _check_lengths(
     config: TrainConfig, sets: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
 ) -> None:

@@ -38,7 +38,7 @@ from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, 
 from seqtk.tasks import tasks
 from seqtk.training.auto_batch import settled
 from seqtk.training.average import WeightAverage
-from seqtk.training.checks import banner, check_run, prepared
+from seqtk.training.checks import banner, check_run, check_training_lengths, prepared
 from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import skip_update, skip_validation
@@ -246,6 +246,8 @@ class Trainer:
         """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
+        if position.epoch > 1:  # the examples of the first epoch have been checked
+            check_training_lengths(config, self.train_set, task=self.task, model=self.model)
         if self.streams is not None:
             plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
         else:

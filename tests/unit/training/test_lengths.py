@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from seqtk.data.indexed_writer import IndexedWriter
+from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
@@ -52,6 +53,19 @@ def test_validation_set_named_training_hides_no_error(tiny_corpus: Path, tmp_pat
     changes = {"validation__split": "training", "validation__sets": [{"split": "short", "name": "training"}]}
     with pytest.raises(UserError, match="training examples are too long"):
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
+
+
+def test_longer_examples_of_later_epochs_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    longest = int(trainer(tiny_corpus, tmp_path / "run").train_set.sizes_ND[:, 0].max())
+    short = shutil.copytree(tiny_corpus, tmp_path / "short")
+    for lang in ("en", "de"):
+        with IndexedWriter(short / f"train.en-de.{lang}", vocabulary_size=300) as writer:
+            writer.append([5, 2])
+    shards, changes = Path(f"{short},{tiny_corpus}"), {"model__max_source_length": longest - 1}
+    run = trainer(shards, tmp_path / "run", validation__split=None, **changes)
+    with pytest.raises(UserError, match=f"training examples? (is|are) too long: .* {longest - 1} source tokens"):
+        run.fit()
+    assert run.state.position == Position(2)
 
 
 def test_error_suggests_the_common_key_of_all_layers(tiny_corpus: Path, tmp_path: Path) -> None:
