@@ -525,7 +525,8 @@ class Trainer:
                 values |= {} if validated.best is None else {f"best_{metric}": validated.best}
                 values |= {} if name == "valid" else {"split": name}
             self.log.metrics(kind, self.state.update, values)
-        for number, output in enumerate(results[deciding].outputs[: self.config.log.samples]):
+        samples = self.config.log.samples if self.config.validation.decode else 0
+        for number, output in enumerate(results[deciding].outputs[:samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)
         if bad is not None:

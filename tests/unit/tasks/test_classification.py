@@ -25,6 +25,7 @@ from seqtk.pipelines import load
 from seqtk.tasks import tasks
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, ClassReport
 from seqtk.training.checks import banner
+from seqtk.training.logging import Jsonl
 from seqtk.training.parallel import TrainStep
 from seqtk.training.replay import Failure, repeat
 from seqtk.utils.errors import UserError
@@ -303,6 +304,17 @@ class TestRuns:
         run.fit()
         first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
         assert first["padding"] == pytest.approx(float((batch.texts == PAD).double().mean()))
+
+    @pytest.mark.parametrize("decode", [False, True])
+    def test_samples_are_logged_if_outputs_are_decoded(
+        self, texts: Path, tmp_path: Path, decode: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        logged: list[str] = []
+        monkeypatch.setattr(Jsonl, "text", lambda sink, name, update, markdown: logged.append(markdown))
+        changes = {"max_updates": 1, "validation__every": 1, "log__samples": 2, "validation__decode": decode}
+        trainer(texts, tmp_path / "run", **changes).fit()
+        assert len(logged) == 2 * decode
+        assert not any("**source** \n" in text for text in logged)
 
     def test_log_has_the_examples_per_update(self, texts: Path, tmp_path: Path) -> None:
         trainer(texts, tmp_path / "run", max_updates=10, log__every=10).fit()
