@@ -83,8 +83,9 @@ class PooledHead(Head):
         share = label_smoothing * classes / max(classes - 1, 1)
         if share > 1:
             raise UserError(
-                f"criterion.label_smoothing={label_smoothing:g} is not possible with {classes} classes.",
-                f"The other classes would be more probable than the target. Set at most {1 - 1 / classes:.4g}.",
+                f"criterion.label_smoothing={label_smoothing:g} is too high for {classes} classes: "
+                "the other classes would have a higher probability than the target.",
+                f"Set it to {100 * (classes - 1) // classes / 100} or less.",
             )
         total = functional.cross_entropy(
             logits_BC,

@@ -199,6 +199,10 @@ class TestWeights:
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
         torch.testing.assert_close(loss.total / loss.weight, wanted)
 
+    def test_label_smoothing_above_a_uniform_distribution_is_refused(self, texts: Path) -> None:
+        with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.7 (.|\n)*0\.66 or less"):
+            self.loss(task_of(texts), range(16), smoothing=0.7)
+
     def test_class_weights_do_not_change_metrics(self, texts: Path) -> None:
         plain, _ = self.loss(task_of(texts), range(16))
         weighted, _ = self.loss(task_of(texts, class_weights=[0.5, 2.0, 1.5]), range(16))
