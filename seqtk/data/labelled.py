@@ -32,7 +32,7 @@ from seqtk.data.labelled_text import (
     read_labels,
 )
 from seqtk.data.labels import CLASSES, LABELS
-from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, destination_of, preprocess
+from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, check_inputs, destination_of, preprocess
 from seqtk.data.sources.databin import RECORD, DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError
@@ -198,6 +198,7 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
     columns = config.columns or Columns()
     destination = destination_of(config)
     files = _files(config)
+    check_inputs(destination, map(Path, files.values()))
     arrays = {path for path in files.values() if is_array_file(path)}
     if arrays and arrays != set(files.values()):
         raise UserError(

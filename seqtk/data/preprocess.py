@@ -6,7 +6,7 @@ lines, and only a few blocks per worker are in memory at a time.
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def preprocess(
         raise UserError("valid_share= requires labeled files.", "Remove it, or set columns.text= and columns.label=.")
     destination = destination_of(config)
     files = config.files()
+    check_inputs(destination, [path for paths in files.values() for path in paths])
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
     workers = min(cores, max(1, total_bytes // (_MIN_BLOCKS_PER_WORKER[config.tokens] * block_bytes)))
@@ -169,6 +170,15 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
             "Choose a different destdir=, or set overwrite=true to replace the data-bin.",
         )
     check_writable(destination, key="destdir")
+
+
+def check_inputs(destination: Path, paths: Iterable[Path]) -> None:
+    """Raises UserError if a file to read is in `destination` and has the name of a file of a data-bin."""
+    for path in paths:
+        if path.resolve().parent == destination.resolve() and any(map(path.match, DATABIN_FILES)):
+            raise UserError(
+                f"destdir={destination} contains {path}, which would be replaced.", "Choose a different destdir=."
+            )
 
 
 def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> list[Text]:

@@ -13,6 +13,8 @@ import pytest
 from seqtk.cli.preprocess import main
 from seqtk.data.corpus import TextConfig
 from seqtk.data.filters import LengthFilter
+from seqtk.data.labelled import preprocess_labelled
+from seqtk.data.labelled_text import Columns
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.sources.databin import RECORD, DataBin
 from seqtk.data.vocabulary import EOS, UNK
@@ -176,6 +178,24 @@ def test_text_without_target_language_is_preprocessed(text: Path) -> None:
     data = DataBin(text / "bin")
     assert (data.source_lang, data.splits()) == (None, ["train", "valid"])
     assert data.tokenizer().decode(data.vocabulary().decode(data.split("train")[0])) == EN[0]
+
+
+@pytest.mark.parametrize("columns", [None, Columns()])
+def test_text_that_the_data_bin_would_replace_is_refused(tmp_path: Path, columns: Columns | None) -> None:
+    paths = [tmp_path / "train.txt", tmp_path / "valid.txt"]
+    for path in paths:
+        path.write_text("text\tlabel\na\tyes\nb\tno\n")
+    config = PreprocessConfig(
+        columns=columns,
+        tokens="words",
+        train=str(paths[0]),
+        valid=(str(paths[1]),),
+        destdir=f"{tmp_path}/../{tmp_path.name}",
+        overwrite=True,
+    )
+    with pytest.raises(UserError, match=r"valid\.txt, which would be replaced"):
+        (preprocess if columns is None else preprocess_labelled)(config)
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_data_bin_is_replaced_only_with_overwrite(text: Path) -> None:
