@@ -27,7 +27,10 @@ class Run:
         return load(self.save_dir, **options)
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Returns the entries of the log, `log.jsonl`, or only the entries of one `kind`: "train" or "valid"."""
+        """Returns the entries of the log, `log.jsonl`, or only the entries of one `kind`: "train" or "valid".
+
+        A value that was NaN or infinite is None.
+        """
         lines = map(json.loads, (self.save_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
         return [line for line in lines if kind is None or line["kind"] == kind]
 

@@ -6,9 +6,10 @@ B batch, P length of the prefix.
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -212,25 +213,16 @@ def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
         return
     # "spawn", because a forked process may deadlock on locks that torch's threads hold.
     context = torch.multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with context.Pool(workers, initializer=_start_worker, initargs=(decoder,)) as pool:
-        processes = set(multiprocessing.active_children()) - others
-
-        def pool_map(_: Decode, batches: Iterable[Sequence[Sentence]]) -> Iterator[list[list[Hypothesis]]]:
-            results = pool.imap(_decode_in_worker, batches)
-            while True:
-                try:
-                    yield results.next(timeout=1)
-                except StopIteration:
-                    return
-                except multiprocessing.TimeoutError:  # the pool would wait forever for the result of a dead process
-                    if not all(process.is_alive() for process in processes):
-                        raise UserError(
-                            "A worker process ended unexpectedly, probably because memory ran out.",
-                            "Lower workers=, max_tokens= or max_sentences=.",
-                        ) from None
-
-        yield pool_map
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(decoder,))
+    try:
+        yield lambda _, batches: pool.map(_decode_in_worker, batches)
+    except BrokenProcessPool:
+        raise UserError(
+            "A worker process ended unexpectedly, probably because memory ran out.",
+            "Lower workers=, max_tokens= or max_sentences=.",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_decoder: BatchTranslator | None = None

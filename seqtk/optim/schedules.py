@@ -88,7 +88,7 @@ class Decay(Schedule):
     """Base class of schedules with a period, which is `config.period` or, by default, all updates after warm-up."""
 
     end_key: ClassVar[str] = "end_lr"
-    """The setting of the last rate, which must not be higher than the peak."""
+    """The setting of the last rate, if there is one. It must not be higher than the peak."""
 
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
@@ -97,12 +97,9 @@ class Decay(Schedule):
                 f"schedule={schedules.name_of(type(config))} requires the length of the run.",
                 "Set max_updates, or set schedule.period to the number of updates after warm-up.",
             )
-        if getattr(config, self.end_key) > lr:
-            setting = f"schedule.{self.end_key}"
-            raise UserError(
-                f"{setting}={getattr(config, self.end_key)} is higher than the peak, optimizer.lr={lr}.",
-                f"Lower {setting}.",
-            )
+        end, key = getattr(config, self.end_key, 0.0), f"schedule.{self.end_key}"
+        if end > lr:
+            raise UserError(f"{key}={end} is higher than the peak, optimizer.lr={lr}.", f"Lower {key}.")
         self.period = float(config.period or max(1, (max_steps or 0) - config.warmup_updates))
 
 

@@ -41,7 +41,10 @@ class TextTask(Task):
             source = data if isinstance(data, Source) else self._open(data or self.config.data)
             self.connect(source)
             if self.pairs and source.target_lang is None:
-                raise UserError(f"{source.name} has one text for each example, but this task requires pairs of texts.")
+                raise UserError(
+                    f"{source.name} has one text for each example, but this task requires pairs of texts.",
+                    "Set task.data or task.source to parallel text.",
+                )
             self._source = source
         return self._source
 

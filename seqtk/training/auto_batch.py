@@ -72,7 +72,10 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
 
 def _longest(train_set: Dataset, config: BatchingConfig) -> int:
-    """Returns the length of the longest example of all epochs that is not longer than `batch.max_length`."""
+    """Returns the length of the longest example that is not longer than `batch.max_length`.
+
+    With several corpora, all examples of each corpus count, because later epochs may read them.
+    """
     longest_N = longest_side(lengths_of_run(train_set))
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
@@ -104,7 +107,7 @@ def _largest(
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
         return limit or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
-    least = int(longest_N[order_N[0]])
+    least = _longest(train_set, config)
     most = limit or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
     if device.type == "cuda":

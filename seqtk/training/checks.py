@@ -55,46 +55,59 @@ def check_run(
             _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises an error with the reason
-    numbers = [np.arange(len(dataset)) for dataset in validated.values()]
-    sets = zip(["training", *validated], [train_set, *validated.values()], [kept, *numbers], strict=True)
-    _check_lengths(config, list(sets), task=task, model=model)
+    check_training_lengths(config, train_set, task=task, model=model)
+    for name, dataset in validated.items():
+        advice = "remove them from the validation text"
+        _check_lengths(config, name, dataset, np.arange(len(dataset)), task=task, model=model, advice=advice)
 
 
 def check_training_lengths(config: TrainConfig, train_set: Dataset, *, task: Task, model: Model) -> None:
-    """Raises UserError if a training example that is not skipped is longer than the model allows."""
-    kept, _ = usable(train_set.sizes_ND, config.batch)
-    _check_lengths(config, [("training", train_set, kept)], task=task, model=model)
+    """Raises UserError if a training example that is not skipped is longer than the model allows.
+
+    With several corpora, all examples of each corpus are checked, because later epochs may read them.
+    """
+    corpora = {"training": train_set}
+    if isinstance(train_set, MixedExamples):
+        corpora = {
+            f"'{name}' training": corpus for name, corpus in zip(train_set.names, train_set.corpora, strict=True)
+        }
+    for name, corpus in corpora.items():
+        kept, _ = usable(corpus.sizes_ND, config.batch)
+        _check_lengths(config, name, corpus, kept, task=task, model=model)
 
 
 def _check_lengths(
-    config: TrainConfig, sets: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
+    config: TrainConfig,
+    split: str,
+    dataset: Dataset,
+    numbers: IndexArray,
+    *,
+    task: Task,
+    model: Model,
+    advice: str | None = None,
 ) -> None:
-    """Raises UserError if an example is longer than the model allows.
+    """Raises UserError if one of the examples `numbers` is longer than the model allows.
 
-    `sets` lists (name, dataset, indices of the examples to check): first the training set, then validation sets.
+    `advice` is an alternative to a larger limit. If it is None, the error advises to skip long examples.
     """
-    for index, (split, dataset, numbers) in enumerate(sets):
-        sizes_ND = dataset.sizes_ND[numbers]
-        for longer in task.too_long(sizes_ND, model):
-            side, limit = longer.side, longer.limit
-            model_key = next(
-                (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
-            )
-            key, needed = f"model.{model_key}", int(longer.sizes.max())
-            narrowest = model.most_restrictive_layer(side)
-            if narrowest is not None and limit != getattr(config.model, model_key, None):
-                needed += (narrowest.max_length or 0) - limit  # memory tokens also occupy positions
-                key = config.length_key(narrowest.slot)
-            number = numbers[longer.examples[0]]
-            other = task.shortening(training=True) or (
-                f"batch.max_length={limit} to skip them" if index == 0 else "remove them from the validation text"
-            )
-            examples = how_many(len(longer.sizes), f"{split} example") + (" is" if len(longer.sizes) == 1 else " are")
-            raise UserError(
-                f"{examples} too long: the model allows {limit} {side} tokens.",
-                f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
-                f"Set {key} to {needed}, or {other}.",
-            )
+    for longer in task.too_long(dataset.sizes_ND[numbers], model):
+        side, limit = longer.side, longer.limit
+        model_key = next(
+            (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
+        )
+        key, needed = f"model.{model_key}", int(longer.sizes.max())
+        narrowest = model.most_restrictive_layer(side)
+        if narrowest is not None and limit != getattr(config.model, model_key, None):
+            needed += (narrowest.max_length or 0) - limit  # memory tokens also occupy positions
+            key = config.length_key(narrowest.slot)
+        number = numbers[longer.examples[0]]
+        other = task.shortening(training=True) or advice or f"batch.max_length={limit} to skip them"
+        examples = how_many(len(longer.sizes), f"{split} example") + (" is" if len(longer.sizes) == 1 else " are")
+        raise UserError(
+            f"{examples} too long: the model allows {limit} {side} tokens.",
+            f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
+            f"Set {key} to {needed}, or {other}.",
+        )
 
 
 _NEEDS = {

@@ -63,7 +63,13 @@ class Interval:
         if loss_scale is not None:
             overflow = self._finite & loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
         self._finite = self._finite & (finite | overflow)
-        return self._finite & finite, overflow
+        self._made = self._finite & finite
+        return self._made, overflow
+
+    @property
+    def has_made_last(self) -> bool:
+        """True if the last update changed the weights. Waits for the device."""
+        return bool(self._made)
 
     def add(
         self,

@@ -154,8 +154,8 @@ class Jsonl(Sink):
         self.path = run.save_dir / "log.jsonl"
         self.file: IO[str] | None = None
         if self.path.is_file():
-            lines = self.path.read_text("utf-8", errors="replace").splitlines()
-            write_text(self.path, "".join(f"{line}\n" for line in lines if _kept(line, run)))
+            kept = [line for line in self.path.read_bytes().split(b"\n") if _kept(line, run)]
+            write_text(self.path, "".join(f"{line.decode()}\n" for line in kept))
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         with disk_full_errors(self.path):
@@ -173,9 +173,9 @@ class Jsonl(Sink):
                 self.file.close()
 
 
-def _kept(line: str, run: RunInfo) -> bool:
+def _kept(line: bytes, run: RunInfo) -> bool:
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.decode())
         return run.keeps(entry["kind"], entry["update"])
     except (ValueError, KeyError, TypeError):  # incomplete because the run was killed
         return False
@@ -200,16 +200,17 @@ class TensorBoard(Sink):
     """Writes TensorBoard event files."""
 
     def start(self, run: RunInfo) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
         threading.excepthook = _ignore_tensorboard
+        self.writer_type: Any = SummaryWriter
         self.folder = run.save_dir / "tensorboard"
         self.purge_step = run.resumed_at + 1 if run.resumed_at else None
 
     @cached_property
     def writer(self) -> Any:
         """The writer of the event file, created with the first entry because the start of a later sink may fail."""
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        return SummaryWriter(str(self.folder), purge_step=self.purge_step, flush_secs=30)
+        return self.writer_type(str(self.folder), purge_step=self.purge_step, flush_secs=30)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         self.scalars(kind, update, {name: value for name, value in values.items() if not isinstance(value, str)})

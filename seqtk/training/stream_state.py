@@ -66,11 +66,12 @@ class StreamState:
     def restore(self, states: Sequence[State], *, unless: Tensor) -> None:
         """Stores the earlier `states` again, unless the boolean tensor `unless` is true.
 
-        The device selects the states, without copying `unless` to the host, if their sizes are the same. They are not
-        in the first updates of an epoch, until memories are full, and at its end, when some streams have ended.
+        The device selects the states, without copying `unless` to the host, if their shapes and dtypes are the same.
+        The shapes differ in the first updates of an epoch, until memories are full, and at its end, when some streams
+        have ended.
         """
         (old, old_tree), (new, new_tree) = tree_flatten(list(states)), tree_flatten(self.states)
-        if old_tree == new_tree and [_size(leaf) for leaf in old] == [_size(leaf) for leaf in new]:
+        if old_tree == new_tree and [_form(leaf) for leaf in old] == [_form(leaf) for leaf in new]:
             kept = [b if b is None else torch.where(unless, b, a) for a, b in zip(old, new, strict=True)]
             self.states = tree_unflatten(kept, new_tree)
         elif not bool(unless):
@@ -94,8 +95,8 @@ class StreamState:
         self.states = [rows_of(on_device, part) for part in self.parts]
 
 
-def _size(leaf: Tensor | None) -> torch.Size | None:
-    return None if leaf is None else leaf.shape
+def _form(leaf: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if leaf is None else (leaf.shape, leaf.dtype)
 
 
 def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:

@@ -208,7 +208,8 @@ class Trainer:
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update), self.writer:
-            self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
+            if self.engine.is_first:
+                self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._planned = self.plan()
             for line in (*banner(self, self._planned), *self.notes):
                 self.log.info(line)
@@ -246,7 +247,7 @@ class Trainer:
         """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
-        if position.epoch > 1:  # the examples of the first epoch have been checked
+        if position.epoch > 1:  # `check_run` has checked the first epoch, and all examples of a mixture
             check_training_lengths(config, self.train_set, task=self.task, model=self.model)
         if self.streams is not None:
             plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
@@ -292,12 +293,14 @@ class Trainer:
         made, overflow = self.interval.judge(values, self.loss_scale)
         if self._skips_on_device:
             self._step(norm, skip=~made)
+            if self.streams:
+                self.streams.restore(states, unless=made)
         elif bool(made):
             self._step(norm)
         else:
+            if self.streams:
+                self.streams.states = states
             self.interval.has_failed = not bool(overflow)
-        if self.streams:
-            self.streams.restore(states, unless=made)
         if self.loss_scale is not None:
             self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
@@ -376,7 +379,7 @@ class Trainer:
         has_skipped = False
         if redrawn or self.interval.has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
             has_skipped = self.read_sums()
-        if redrawn and not has_skipped:
+        if redrawn and not has_skipped and self.interval.has_made_last:
             self._redraw(redrawn)
         if self.streams and self._epoch_ended():
             self.streams.clear()

@@ -63,8 +63,13 @@ def read_raw_lines(path: str) -> Iterator[bytes]:
 
 def decode_line(line: bytes, name: str, number: int) -> str:
     """Returns a line of a UTF-8 file without its line end. Raises UserError if it is not UTF-8 text."""
-    check_utf8(line, name, number)
-    return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        check_utf8(line, name, number)  # raises the error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _name_of(path: str) -> str:

@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +62,27 @@ def test_death_of_a_worker_process_is_an_error(model):
     dying = Dying(models=(model,), vocabulary=vocabulary(WORDS), search=SEARCH)
     with pytest.raises(UserError, match="worker process"), decoding_map(dying, workers=1) as map_batches:
         list(map_batches(dying, [[Sentence(np.array([EOS]))]]))
+
+
+class Slow(BatchTranslator):
+    def __call__(self, sentences):
+        time.sleep(3)
+        return super().__call__(sentences)
+
+
+@pytest.mark.slow
+def test_death_of_an_idle_worker_process_is_an_error(model):
+    slow = Slow(models=(model,), vocabulary=vocabulary(WORDS), search=SEARCH)
+    before = set(multiprocessing.active_children())
+
+    def kill_one():
+        with decoding_map(slow, workers=2) as map_batches:
+            list(map_batches(slow, [[Sentence(np.array([EOS]))]] * 2))  # both workers have started
+            next(iter(set(multiprocessing.active_children()) - before)).kill()
+            list(map_batches(slow, [[Sentence(np.array([EOS]))]]))
+
+    with pytest.raises(UserError, match="worker process"):
+        kill_one()
 
 
 def test_long_source_is_truncated_and_flagged(model, decoder):

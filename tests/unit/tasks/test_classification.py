@@ -199,7 +199,7 @@ class TestWeights:
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
         torch.testing.assert_close(loss.total / loss.weight, wanted)
 
-    def test_label_smoothing_above_a_uniform_distribution_is_refused(self, texts: Path) -> None:
+    def test_label_smoothing_above_uniform_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.7 (.|\n)*0\.66 or less"):
             self.loss(task_of(texts), range(16), smoothing=0.7)
 
@@ -233,7 +233,7 @@ class TestWeights:
         for whole, split in zip(*gradients, strict=True):
             torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
 
-    def test_scale_of_all_class_weights_does_not_change_logs_and_replays(self, texts: Path, tmp_path: Path) -> None:
+    def test_scale_of_class_weights_does_not_change_losses(self, texts: Path, tmp_path: Path) -> None:
         found = []
         for scale in (1.0, 1e-4):
             weights = [0.5 * scale, 2.0 * scale, 1.5 * scale]

@@ -48,7 +48,7 @@ class TestChoice:
         with pytest.raises(UserError, match=rf"batch\.tokens_per_update={longest - 1}(.|\n)* {longest} "):
             trainer(tiny_corpus, tmp_path, **{**changes, "batch__tokens_per_update": longest - 1})
 
-    def test_auto_max_tokens_fits_the_longest_example_of_later_epochs(
+    def test_auto_max_tokens_fits_examples_of_later_epochs(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         longest = int(trainer(tiny_corpus, tmp_path).train_set.sizes_ND.max())
@@ -56,8 +56,10 @@ class TestChoice:
         first = int(trainer(tiny_corpus, tmp_path, **mix).train_set.sizes_ND.max())
         assert first < longest
         monkeypatch.setattr(auto_batch, "CPU_TOKENS", first)
-        changes = {**mix, "batch__max_tokens": "auto", "batch__tokens_per_update": longest + 2}
-        assert trainer(tiny_corpus, tmp_path, **changes).config.batch.max_tokens == longest
+        changes = {**mix, "batch__max_tokens": "auto"}
+        for total in (None, longest + 2):
+            config = trainer(tiny_corpus, tmp_path, **changes, batch__tokens_per_update=total).config
+            assert config.batch.max_tokens == longest
 
     def test_less_memory_gives_smaller_batches(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

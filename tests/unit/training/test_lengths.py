@@ -68,6 +68,15 @@ def test_longer_examples_of_later_epochs_are_refused(tiny_corpus: Path, tmp_path
     assert run.state.position == Position(2)
 
 
+def test_longer_examples_of_a_mixture_are_refused_at_start(tiny_corpus: Path, tmp_path: Path) -> None:
+    longest = int(trainer(tiny_corpus, tmp_path / "run").train_set.sizes_ND[:, 0].max())
+    changes = {"task__mix": [{"data": str(tiny_corpus), "weight": 0.01}], "validation__split": None}
+    first = trainer(tiny_corpus, tmp_path / "run", **changes)
+    assert first.train_set.sizes_ND[:, 0].max() < longest
+    with pytest.raises(UserError, match=f"'{tiny_corpus}' training example(.|\n)*model.max_source_length"):
+        trainer(tiny_corpus, tmp_path / "run", **changes, model__max_source_length=longest - 1)
+
+
 def test_error_suggests_the_common_key_of_all_layers(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])

@@ -74,6 +74,17 @@ class TestFloat16:
         assert one != other
         assert other == pytest.approx(one, rel=0.01)
 
+    def test_overflow_does_not_redraw_random_features(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        changes: dict[str, Any] = {"attention": {"kind": "performer", "redraw_every": 3}, "precision": "fp16"}
+        runs = [trainer(tiny_corpus, tmp_path / str(n), max_updates=n, **changes) for n in (2, 3, 4)]
+        overflow(runs[1], 2)
+        for run in runs:
+            run.fit()
+        features = [dict(run.model.named_buffers()) for run in runs]
+        names = [name for name in features[0] if name.endswith("projection_RE")]
+        assert all(torch.equal(features[0][name], features[1][name]) for name in names)
+        assert not any(torch.equal(features[1][name], features[2][name]) for name in names)
+
     def test_repeated_overflow_ends_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes = {"validation__every": 100, "checkpoint__every": 100, "max_updates": 60, "log__every": 7}
         run = trainer(tiny_corpus, tmp_path, precision="fp16", **changes)

@@ -44,10 +44,12 @@ def gradients(step: TrainStep) -> dict[str, Tensor | None]:
 def test_model_without_linear_layers_of_seqtk_has_no_copies() -> None:
     model = nn.Linear(2, 2)
     copies, optimizer = WeightCopies(model, torch.bfloat16), torch.optim.SGD(model.parameters())
+    before = model.weight.clone()
     for _ in range(2):
         with copies.in_use():
             model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
+    assert not torch.equal(model.weight, before)
 
 
 def test_gradients_of_copies_are_near_autocast() -> None:
