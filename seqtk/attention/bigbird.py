@@ -64,7 +64,10 @@ class BigBirdAttention(HeadwiseAttention):
     def _attend_in_blocks(
         self, heads: slice, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, pad_BT: Tensor
     ) -> Tensor:
-        """Returns outputs of all positions, from the blocks that each sees. Global positions get invalid outputs."""
+        """Returns the output of each position, computed from the blocks that its block sees.
+
+        The outputs of global positions are wrong, because they see all keys. The caller discards them.
+        """
         index_BHNP, seen_BHNK = self._seen_blocks(heads, pad_BT)
 
         def keys(x_BHTE: Tensor) -> Tensor:

@@ -113,10 +113,11 @@ class FixedSparseConfig(QKVConfig):
 class FixedSparseAttention(WindowAttention):
     """Attention to the query's block and to the last c = `summary` positions of other blocks.
 
-    CAUSAL: the past of the query's block of C = `block` positions, and s mod C >= C - c in every earlier block. Each
-    head has both patterns (section 4.2, second way), since positions before the first summary would see nothing with
-    the second pattern alone. The paper has no bidirectional form. In seqtk's bidirectional form, a position sees its
-    whole block and the summaries of all other blocks. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T +
+    In the role CAUSAL, a position sees (1) the positions up to itself in its block of C = `block` positions, and (2)
+    the last c positions of every earlier block, its summary. Each head has both patterns, the second way of the paper's
+    section 4.2, since positions before the first summary would see nothing with pattern (2) alone. The paper has no
+    bidirectional form. In seqtk's bidirectional form, a position sees its whole block and the summaries of all other
+    blocks. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T +
     c (T / C)²) D) memory: the summaries are copied to each block. A step costs O(C + c t / C): the state holds the keys
     and values of the block and of the summaries.
     """

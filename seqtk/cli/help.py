@@ -56,7 +56,7 @@ def _row(key: str, text: str, width: int) -> str:
 
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields ("key=value", help text) for each field. The fields of a nested config follow its slot."""
+    """Yields ("key=value", help text) for each field. The fields of a nested config follow the field that has it."""
     hints = schema.hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

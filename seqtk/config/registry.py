@@ -151,9 +151,9 @@ def _import_errors(what: str) -> Iterator[None]:
 
 
 def _line_of(error: Exception) -> list[str]:
-    """Returns a list with one text, or none: the file and the line number where the plug-in failed.
+    """Returns [text], where the text names the file and line in which the plug-in failed, or [] if they are unknown.
 
-    It is the line of a syntax error, or else the last line that ran in the plug-in's folder.
+    The line is that of a syntax error, or else the last line that ran in the plug-in's folder.
     """
     if isinstance(error, SyntaxError):
         return [f"Line {error.lineno} of {error.filename}:"]

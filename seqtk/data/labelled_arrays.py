@@ -127,7 +127,10 @@ class ArrayFile:
         return max(int(symbols.max(initial=0)) for symbols, _ in self.parts())
 
     def parts(self) -> Iterator[Part]:
-        """Yields all items in parts. Raises UserError, with the number of the example, if a token is invalid."""
+        """Yields (tokens, lengths) of the next examples, until all are read.
+
+        Raises UserError, with the number of the example, if a token is negative or too large.
+        """
         done = 0
         with self._open(self._items, is_items=True) as stored:
             for start, end in self._part_bounds():

@@ -148,7 +148,10 @@ class Speed:
             yield item
 
     def sums(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Returns the sums of a log interval: the sums in `before` plus the sums since the last call."""
+        """Returns the totals of a log interval: seconds of waiting for data, positions, real tokens and FLOPs.
+
+        They are the totals in `before`, which earlier calls returned for this interval, plus those since the last call.
+        """
         seconds, (seconds_before, sums_before) = self._clock.read(), self._read
         new = {"data_seconds": seconds["data"] - seconds_before["data"]}
         new |= {name: value - sums_before[name] for name, value in self._sums.items()}

@@ -87,7 +87,7 @@ def test_every_attention_layer_has_a_reference() -> None:
     assert set(REFERENCES) == set(attentions)
 
 
-def test_variants_belong_to_registered_layers() -> None:
+def test_tested_variants_are_of_registered_layers() -> None:
     assert set(VARIANTS) <= set(attentions)
     assert all(set(names) <= set(VARIANTS[kind]) for kind, names in ALSO_LONG.items())
 

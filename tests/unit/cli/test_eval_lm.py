@@ -124,7 +124,7 @@ def test_metrics_with_memory_equal_validation_metrics(run: Run, folder: Path) ->
     assert run("xl", "context_window=4")["scored_tokens"] == figures["tokens"]
 
 
-def test_unsupported_streams_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_with_absolute_positions_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = trained_model.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     config = replace(
@@ -135,7 +135,7 @@ def test_unsupported_streams_are_refused(folder: Path, capsys: pytest.CaptureFix
         folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={}
     )
     with pytest.raises(SystemExit):
-        main([f"checkpoint={folder}/counts.safetensors", "streams=8"])  # there are fewer samples
+        main([f"checkpoint={folder}/counts.safetensors", "streams=8"])
     assert "model.positions=sinusoidal" in capsys.readouterr().err
 
 
