@@ -30,11 +30,11 @@ EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
 """The hypothesis that a search returns if every token is banned."""
 
 
-def check_not_nan(log_p: Tensor) -> None:
-    """Raises UserError if a log-probability is NaN."""
-    if log_p.isnan().any():
+def check_not_nan(values: Tensor, *, name: str = "log-probabilities") -> None:
+    """Raises UserError if one of a model's `values` is NaN. `name` is their name in the error."""
+    if values.isnan().any():
         raise UserError(
-            "The model's log-probabilities are NaN.",
+            f"The model's {name} are NaN.",
             "Its training diverged, or precision=bf16 is too low for this model.",
         )
 

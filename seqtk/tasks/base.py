@@ -309,7 +309,8 @@ class Task:
             for output in outputs
         ]
         sums = {name: (float(value), float(weight)) for name, (value, weight) in stats.items()}
-        check_not_nan(torch.tensor([value for value, _ in sums.values()]))
+        for name, (value, _) in sums.items():
+            check_not_nan(torch.tensor(value), name=f"values of '{name}'")
         evaluation = Evaluation(sums, outputs, self.text_size(split, targets), resamples)
         for name in names or ():
             if name not in metrics.available(evaluation.provides):
