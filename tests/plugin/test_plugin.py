@@ -192,6 +192,7 @@ class TestEngine:
 class TestLayer:
     """The attention layer of the plug-in, checked with the laws of seqtk."""
 
+    @pytest.mark.slow
     def test_plugin_layer_obeys_the_laws(self) -> None:
         code = (
             f"from seqtk.config.registry import load_plugins; load_plugins({str(PLUGIN)!r})\n"

@@ -115,6 +115,7 @@ def test_long_samples_and_nan_scores_are_refused(items: IndexedDataset) -> None:
 
 
 @pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
+@pytest.mark.slow
 def test_every_token_of_wikitext_103_is_scored(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
     """All tokens have scores. Some scores at the start, in the middle and at the end are compared with a plain loop."""
     text = f"{real_data}/wikitext/wikitext103.{split}.tokens"

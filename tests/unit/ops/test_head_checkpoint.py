@@ -28,6 +28,7 @@ class TestAutocast:
     @pytest.mark.parametrize(
         "kind", ["linear", "feedforward_kernel", "simpletron", "luna", "sliding_window", "dynamic_conv"]
     )
+    @pytest.mark.slow
     def test_groups_of_heads_keep_gradients_under_autocast(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         config = from_dict(attentions.config_type(kind), {"heads": HEADS})
