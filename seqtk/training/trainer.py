@@ -156,7 +156,8 @@ class Trainer:
             keep_best=config.checkpoint.keep_best,
         )
         self.writer = Writer(asynchronous=config.checkpoint.asynchronous, report=lambda line: self.log.info(line))
-        self._random_layers = [layer for _, layer in self.model.attention_layers() if layer.redraw_every]
+        layers = [layer for _, layer in self.model.attention_layers()]
+        self._random_layers = [(layer, layer.redraw_every) for layer in layers if layer.redraw_every]
         self._skips_on_device = can_skip(self.optimizer)
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
@@ -247,7 +248,8 @@ class Trainer:
         """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
-        if position.epoch > 1:  # `check_run` has checked the first epoch, and all examples of a mixture
+        # `check_run` has checked the first epoch, and every example of a mixture.
+        if position.epoch > 1 and not isinstance(self.train_set, MixedExamples):
             check_training_lengths(config, self.train_set, task=self.task, model=self.model)
         if self.streams is not None:
             plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
@@ -375,7 +377,7 @@ class Trainer:
         self.stop.agree()
         config = self.config
         events = (config.log.every, config.validation.every or None, config.checkpoint.every)
-        redrawn = [layer for layer in self._random_layers if self.state.update % (layer.redraw_every or 1) == 0]
+        redrawn = [layer for layer, every in self._random_layers if self.state.update % every == 0]
         has_skipped = False
         if redrawn or self.interval.has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
             has_skipped = self.read_sums()
