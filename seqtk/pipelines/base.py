@@ -48,11 +48,11 @@ class Pipeline:
         self.config, self.info = loaded[0].config, loaded[0].info
         self.device, self.bf16 = device, bf16
 
-    def translate(self, sentences: Sequence[str], **settings: Any) -> list[str]:
+    def translate(self, sentences: Iterable[str], **settings: Any) -> list[str]:
         """Translates sentences. Raises UserError if the model is not a translation model."""
         raise self._unsupported("translate")
 
-    def generate(self, prompts: Sequence[str] = ("",), **settings: Any) -> list[str]:
+    def generate(self, prompts: Iterable[str] = ("",), **settings: Any) -> list[str]:
         """Continues prompts. Raises UserError if the model is not a language model."""
         raise self._unsupported("generate")
 
@@ -60,7 +60,7 @@ class Pipeline:
         """Classifies texts. Raises UserError if the model is not a classifier."""
         raise self._unsupported("classify")
 
-    def score(self, *texts: Sequence[str]) -> list[float]:
+    def score(self, *texts: Iterable[str]) -> list[float]:
         """Scores texts. Raises UserError if the model is neither a translation model nor a language model."""
         raise self._unsupported("score")
 
@@ -219,7 +219,7 @@ class TextPipeline(Pipeline):
         return [translation.hypotheses[0].score for translation in translations]
 
 
-def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
+def as_lines(texts: Iterable[str], name: str, *, count: int | None = None) -> Sequence[str]:
     """Returns `texts` after checking it.
 
     Raises TypeError if it is not a list of strings, or UserError if its length is not `count`.

@@ -1,7 +1,7 @@
 """The pipeline of language models, which continue prompts and score text."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class GenerationPipeline(TextPipeline):
     samples_by_default = True
     free_text = True
 
-    def generate(self, prompts: Sequence[str] = ("",), **settings: Any) -> list[str]:
+    def generate(self, prompts: Iterable[str] = ("",), **settings: Any) -> list[str]:
         """Continues prompts by sampling.
 
         Args:
@@ -43,7 +43,7 @@ class GenerationPipeline(TextPipeline):
         inputs = map(self.sentence, as_lines(prompts, "prompts"))
         return list(self._outputs(inputs, self.search_config(**settings)))
 
-    def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
+    def score(self, texts: Iterable[str]) -> list[float]:  # type: ignore[override]
         """Returns the mean log-probability per token of each text, including EOS, in nats. A text is one line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]

@@ -1,6 +1,6 @@
 """The pipeline of translation models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from seqtk.generation.decode import Sentence
@@ -15,7 +15,7 @@ class TranslationPipeline(TextPipeline):
     task: TranslationTask
 
     def translate(
-        self, sentences: Sequence[str], *, prefixes: Sequence[str] | None = None, **settings: Any
+        self, sentences: Iterable[str], *, prefixes: Iterable[str] | None = None, **settings: Any
     ) -> list[str]:
         """Translates sentences.
 
@@ -32,7 +32,7 @@ class TranslationPipeline(TextPipeline):
         inputs = (self.sentence(line, prefix=prefix) for line, prefix in zip(lines, given, strict=True))
         return list(self._outputs(inputs, self.search_config(**settings)))
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:  # type: ignore[override]
+    def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:  # type: ignore[override]
         """Returns the mean log-probability per token of each target given its source, including EOS, in nats."""
         lines = as_lines(sources, "sources")
         pairs = zip(lines, as_lines(targets, "targets", count=len(lines)), strict=True)

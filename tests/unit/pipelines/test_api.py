@@ -151,7 +151,7 @@ class TestGenerate:
     def test_prompts_may_be_an_iterator(self, language_models: Path) -> None:
         model = seqtk.load(language_models / "words.safetensors")
         prompts = ["a tree", "zebra sees"]
-        assert model.generate(iter(prompts), max_length_b=4) == model.generate(prompts, max_length_b=4)  # type: ignore[arg-type]
+        assert model.generate(iter(prompts), max_length_b=4) == model.generate(prompts, max_length_b=4)
 
     def test_score_equals_the_corpus_score(self, language_models: Path, tmp_path: Path) -> None:
         model = seqtk.load(language_models / "words.safetensors")
