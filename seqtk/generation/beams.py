@@ -31,16 +31,14 @@ def beam_search(
     """
     beams = _Beams(models, batch, beam=config.width)
     found: list[list[Hypothesis]] = [[] for _ in batch.ids_B]
-    while len(beams.sentence_B):
+    while beams.sentences:
         log_p_RV = beams.rows.next_log_probs(temperature=config.temperature)
         constraints.apply(log_p_RV, tokens_RT=beams.rows.tokens_RT, row_R=beams.batch_rows())
         candidates = beams.candidates(log_p_RV)
         for sentence, tokens, token_scores in beams.finished(candidates):
             if len(found[sentence]) < config.width:
                 found[sentence].append(finish(tokens, token_scores, config))
-        beams.advance(
-            candidates, open_B=[len(found[sentence]) < config.width for sentence in beams.sentence_B.tolist()]
-        )
+        beams.advance(candidates, open_B=[len(found[sentence]) < config.width for sentence in beams.sentences])
     return [_best(hypotheses, config.nbest) for hypotheses in found]
 
 
@@ -69,13 +67,14 @@ class _Beams:
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch, *, beam: int) -> None:
         self.beam = beam
         self.rows = PartialHypotheses(models, batch)
-        self.sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
+        self.sentences = list(range(len(batch.ids_B)))
         """For each sentence, its row in the batch."""
+        self._sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
         self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)
 
     def batch_rows(self) -> Tensor:
         """Returns row_R: for each beam, the row of its sentence in the batch."""
-        return self.sentence_B.repeat_interleave(self.total_BW.shape[1])
+        return self._sentence_B.repeat_interleave(self.total_BW.shape[1])
 
     def candidates(self, log_p_RV: Tensor) -> _Candidates:
         sentences, beams = self.total_BW.shape
@@ -97,9 +96,8 @@ class _Beams:
         row_N = candidates.row_BC[sentence_N, rank_N]
         last_N1 = candidates.score_BC[sentence_N, rank_N][:, None]
         scores_NT = torch.cat([self.rows.scores_RT[row_N], last_N1], dim=1)
-        yield from zip(
-            self.sentence_B[sentence_N].tolist(), self.rows.tokens_RT[row_N].tolist(), scores_NT.tolist(), strict=True
-        )
+        sentences = [self.sentences[number] for number in sentence_N.tolist()]
+        yield from zip(sentences, self.rows.tokens_RT[row_N].tolist(), scores_NT.tolist(), strict=True)
 
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
         """Replaces the beams by the K best unfinished candidates.
@@ -113,15 +111,16 @@ class _Beams:
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         # A stable sort by `ends` moves unfinished candidates to the front and keeps their order.
         chosen = candidates.gather(ends_BC.byte().sort(dim=1, stable=True).indices[:, : self.beam])
-        continues_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
-        left = continues_B.nonzero().squeeze(1)
-        fewer = len(left) < len(self.sentence_B)
+        continues_B = chosen.total_BC[:, 0].isfinite().tolist()
+        left = [number for number, flags in enumerate(zip(open_B, continues_B, strict=True)) if all(flags)]
+        fewer = len(left) < len(self.sentences)
         if fewer:
-            chosen = chosen.select(left)
-            self.sentence_B = self.sentence_B[left]
+            self.sentences = [self.sentences[number] for number in left]
+            left_B = torch.tensor(left, dtype=torch.long, device=ends_BC.device)
+            chosen, self._sentence_B = chosen.select(left_B), self._sentence_B[left_B]
         widened = self.total_BW.shape[1] != self.beam
         self.rows.advance(
-            chosen.row_BC.flatten(),
+            None if self.beam == 1 and not fewer else chosen.row_BC.flatten(),
             chosen.token_BC.flatten(),
             chosen.score_BC.flatten(),
             across_sentences=fewer or widened,

@@ -4,6 +4,7 @@ B rows of the batch, R partial hypotheses (several for each row), T tokens so fa
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ BANNED = -torch.inf
 class Constraints:
     """The constraints of a search. Each tensor has one row for each row of the batch."""
 
-    never: list[int]
+    never_N: Tensor
+    """The tokens that are never produced. They include PAD."""
     unk_penalty: float
     min_B: Tensor
     """The minimum number of tokens before EOS."""
@@ -38,26 +40,34 @@ class Constraints:
             row_R: For each hypothesis, its row in the batch.
         """
         length = tokens_RT.shape[1]
-        at_maximum_R = length >= self.max_B[row_R]
-        forced_R = torch.where(at_maximum_R, EOS, self._prefix_tokens(row_R, length))
-        score_R1 = log_p_RV.gather(1, forced_R[:, None])
+        forced = self._forced(log_p_RV, length=length, row_R=row_R)
         if self.unk_penalty:
             log_p_RV[:, UNK] -= self.unk_penalty
-        log_p_RV[:, self.never] = BANNED
-        log_p_RV[length < self.min_B[row_R], EOS] = BANNED
+        log_p_RV.index_fill_(1, self.never_N, BANNED)
+        log_p_RV[:, EOS].masked_fill_(length < self.min_B[row_R], BANNED)
         if 0 < self.no_repeat_ngram <= length:
             ban_repeats(log_p_RV, tokens_RT, n=self.no_repeat_ngram)
-        rows_N = (forced_R != PAD).nonzero().squeeze(1)
-        if len(rows_N):
-            log_p_RV[rows_N] = BANNED
-            log_p_RV[rows_N, forced_R[rows_N]] = score_R1[rows_N, 0]
+        if forced is not None:
+            token_R1, score_R1 = forced
+            log_p_RV.masked_fill_(token_R1 != PAD, BANNED).scatter_(1, token_R1, score_R1)
         return log_p_RV
 
-    def _prefix_tokens(self, row_R: Tensor, length: int) -> Tensor:
-        """Returns token_R, the prefix token at this position, or PAD if there is none."""
-        if self.prefix_BP is None or length >= self.prefix_BP.shape[1]:
-            return torch.full_like(row_R, PAD)
-        return self.prefix_BP[row_R, length]
+    def _forced(self, log_p_RV: Tensor, *, length: int, row_R: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns (token_R1, score_R1), the only possible next token of each hypothesis and its log-probability.
+
+        The token is PAD, with the score of a banned token, if others are possible. None: no hypothesis has such a
+        token. This is known without reading from the device.
+        """
+        in_prefix = self.prefix_BP is not None and length < self.prefix_BP.shape[1]
+        if length < self._least_max and not in_prefix:
+            return None
+        prefix_R = self.prefix_BP[row_R, length] if self.prefix_BP is not None and in_prefix else PAD
+        token_R1 = torch.where(length >= self.max_B[row_R], EOS, prefix_R)[:, None]
+        return token_R1, log_p_RV.gather(1, token_R1).masked_fill(token_R1 == PAD, BANNED)
+
+    @cached_property
+    def _least_max(self) -> int:
+        return int(self.max_B.min())
 
 
 def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:

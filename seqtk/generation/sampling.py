@@ -35,14 +35,14 @@ def sample(
     """
     device = batch.ids_B.device
     rows = PartialHypotheses(models, batch)
-    count = len(batch.ids_B) * config.nbest
-    text_R = torch.arange(count, device=device)
+    samples = list(range(len(batch.ids_B) * config.nbest))  # the numbers of the unfinished samples
+    text_R = torch.arange(len(samples), device=device)
     rows.expand(text_R // config.nbest)
     uniform_NT = uniform_numbers(
         batch.ids_B.tolist(), seed=config.seed, samples=config.nbest, length=int(constraints.max_B.max()) + 1
     ).to(device)
-    found: list[Hypothesis | None] = [None] * count
-    while len(text_R):
+    found: list[Hypothesis | None] = [None] * len(samples)
+    while samples:
         log_p_RV = rows.next_log_probs(temperature=config.temperature)
         constraints.apply(log_p_RV, tokens_RT=rows.tokens_RT, row_R=text_R // config.nbest)
         token_R = draw(
@@ -53,18 +53,19 @@ def sample(
             min_p=config.min_p,
         )
         score_R = log_p_RV.gather(1, token_R[:, None]).squeeze(1)
-        ends_R = token_R == EOS
-        done_N = ends_R.nonzero().squeeze(1)
+        ends = (token_R == EOS).tolist()
+        if not any(ends):
+            rows.advance(None, token_R, score_R, across_sentences=False)
+            continue
+        done, left = ([number for number, is_end in enumerate(ends) if is_end is kind] for kind in (True, False))
+        done_N, left_R = (torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (done, left))
         scores_NT = torch.cat([rows.scores_RT[done_N], score_R[done_N, None]], dim=1)
-        for text, tokens, scores in zip(
-            text_R[done_N].tolist(), rows.tokens_RT[done_N].tolist(), scores_NT.tolist(), strict=True
-        ):
-            found[text] = finish(tokens, scores, config)
-        left_R = (~ends_R).nonzero().squeeze(1)
-        rows.advance(left_R, token_R[left_R], score_R[left_R], across_sentences=len(left_R) < len(text_R))
-        text_R = text_R[left_R]
+        for number, tokens, scores in zip(done, rows.tokens_RT[done_N].tolist(), scores_NT.tolist(), strict=True):
+            found[samples[number]] = finish(tokens, scores, config)
+        samples, text_R = [samples[number] for number in left], text_R[left_R]
+        rows.advance(left_R, token_R[left_R], score_R[left_R], across_sentences=True)
     texts = [text for text in found if text is not None]
-    return [texts[first : first + config.nbest] for first in range(0, count, config.nbest)]
+    return [texts[first : first + config.nbest] for first in range(0, len(texts), config.nbest)]
 
 
 def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
@@ -86,8 +87,7 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     """
     all_banned_R = (log_p_RV == BANNED).all(dim=1)
     p_RV = log_p_RV.double().softmax(dim=1)
-    p_RV[all_banned_R] = 0
-    p_RV[all_banned_R, EOS] = 1
+    p_RV.masked_fill_(all_banned_R[:, None], 0)[:, EOS].masked_fill_(all_banned_R, 1)
     check_not_nan(p_RV)
     id_RK: Tensor | None = None
     if 0 < top_k < p_RV.shape[1]:

@@ -55,7 +55,7 @@ def search(
     min_B, max_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
     is_text = isinstance(batch, LanguageBatch)  # generated text should not contain <unk> by default
     constraints = Constraints(
-        never=vocabulary.never_generated,
+        never_N=torch.tensor(vocabulary.never_generated, device=batch.ids_B.device),
         unk_penalty=(math.inf if is_text else 0.0) if config.unk_penalty is None else config.unk_penalty,
         min_B=min_B,
         max_B=max_B,
