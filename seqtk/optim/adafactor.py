@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.config.fields import setting
-from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, parameter_groups, trainable_parameters
+from seqtk.optim.base import OptimizerConfig, optimizers, parameter_groups, trainable_parameters
 
 MIN_EPS = 1e-18
 """The first value of torch's `eps`. Its square must be a positive float32, or gradients of 0 give NaN.
@@ -27,7 +27,7 @@ class AdafactorConfig(OptimizerConfig):
         -0.8, below=0, help="c: at update t the decay of the running mean of squared gradients is 1 - t^c."
     )
     clip_threshold: float = setting(
-        1.0, above=0, help="Maximum root mean square of an update, before multiplication by lr."
+        1.0, at_least=1, help="Maximum root mean square of an update, before multiplication by lr."
     )
     min_scale: float = setting(
         1e-3, above=0, help="lr is multiplied by the root mean square of the tensor, or by this value if it is larger."
@@ -55,16 +55,13 @@ class Adafactor(torch.optim.Adafactor):
 
     def __init__(self, config: AdafactorConfig, model: nn.Module) -> None:
         parameters = trainable_parameters(model)
-        try:
-            super().__init__(
-                parameter_groups(config, parameters),
-                lr=config.lr,
-                beta2_decay=config.beta2_decay,
-                eps=(MIN_EPS, config.min_scale),
-                d=config.clip_threshold,
-            )
-        except ValueError as error:
-            raise as_user_error(error) from None
+        super().__init__(
+            parameter_groups(config, parameters),
+            lr=config.lr,
+            beta2_decay=config.beta2_decay,
+            eps=(MIN_EPS, config.min_scale),
+            d=config.clip_threshold,
+        )
         self._whole: torch.optim.Adafactor | None = None
         """Updates one weight that is gathered from all processes."""
 

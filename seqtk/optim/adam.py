@@ -11,7 +11,6 @@ from seqtk.optim.base import (
     DECAY_HELP,
     WEIGHT_DECAY_HELP,
     OptimizerConfig,
-    as_user_error,
     can_fuse,
     optimizers,
     parameter_groups,
@@ -42,12 +41,8 @@ class Adam(torch.optim.AdamW):
 
     def __init__(self, config: AdamConfig, model: nn.Module) -> None:
         parameters = trainable_parameters(model)
-        fused = can_fuse(parameters)
-        try:
-            groups = parameter_groups(config, parameters)
-            super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-        except ValueError as error:
-            raise as_user_error(error) from None
+        groups, fused = parameter_groups(config, parameters), can_fuse(parameters)
+        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,3 @@ def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -
 def can_fuse(parameters: Iterable[Parameter]) -> bool:
     """Returns True if torch's fused kernels support all parameters."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-
-
-def as_user_error(error: ValueError) -> UserError:
-    """Converts an error of torch about invalid settings into a UserError."""
-    return UserError(f"optimizer: torch does not accept these settings: {error}.")

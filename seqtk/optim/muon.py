@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import Parameter
 
 from seqtk.config.fields import probability, setting
 from seqtk.optim.adam import BETAS_HELP, EPS_HELP
@@ -14,7 +13,6 @@ from seqtk.optim.base import (
     DECAY_HELP,
     WEIGHT_DECAY_HELP,
     OptimizerConfig,
-    as_user_error,
     can_fuse,
     optimizers,
     parameter_groups,
@@ -68,18 +66,24 @@ class Muon(torch.optim.Optimizer):
         scale = 1.0 if config.adamw_lr is None else config.adamw_lr / config.lr
         fused = can_fuse(others)
         self.parts: list[torch.optim.Optimizer] = []
-        try:
-            if matrices:
-                self.parts.append(_muon(config, matrices))
-            if others:
-                rate = scale * config.lr
-                self.parts.append(
-                    torch.optim.AdamW(
-                        parameter_groups(config, others), lr=rate, betas=config.betas, eps=config.eps, fused=fused
-                    )
-                )
-        except ValueError as error:
-            raise as_user_error(error) from None
+        if matrices:
+            muon = torch.optim.Muon(
+                parameter_groups(config, matrices),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn=config.adjust_lr_fn,
+            )
+            self.parts.append(muon)
+        if others:
+            adamw = torch.optim.AdamW(
+                parameter_groups(config, others),
+                lr=scale * config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                fused=fused,
+            )
+            self.parts.append(adamw)
         groups = [(number, group) for number, part in enumerate(self.parts) for group in part.param_groups]
         for number, group in groups:
             group["part"] = number
@@ -108,13 +112,3 @@ def hidden_matrices(model: nn.Module) -> set[int]:
             is_hidden = isinstance(module, nn.Linear) and parameter_name == "weight" and not in_head_or_embedding
             (hidden if is_hidden else excluded).add(id(parameter))
     return hidden - excluded
-
-
-def _muon(config: MuonConfig, matrices: list[Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
-        parameter_groups(config, matrices),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        adjust_lr_fn=config.adjust_lr_fn,
-    )

@@ -10,12 +10,12 @@ from torch import nn
 from seqtk.config.fields import probability, setting
 from seqtk.optim.base import (
     OptimizerConfig,
-    as_user_error,
     can_fuse,
     optimizers,
     parameter_groups,
     trainable_parameters,
 )
+from seqtk.utils.errors import UserError
 
 
 class _Descent(torch.optim.SGD):
@@ -33,7 +33,7 @@ class _Descent(torch.optim.SGD):
             groups = parameter_groups(config, parameters)
             super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
         except ValueError as error:
-            raise as_user_error(error) from None
+            raise UserError(f"optimizer: torch does not accept these settings: {error}.") from None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
