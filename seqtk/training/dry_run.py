@@ -16,6 +16,7 @@ from seqtk.training.auto_batch import saved_bytes
 from seqtk.training.checks import banner, prepared
 from seqtk.training.compiling import uncompiled
 from seqtk.training.config import TrainConfig
+from seqtk.training.interval import Interval
 from seqtk.training.parallel import local_part
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validation_sets
@@ -90,7 +91,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
         [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
     )
     started = time.monotonic()
-    run.state = run.state.replace(interval={})  # a resumed run may have sums of earlier updates
+    run.interval = Interval(engine.device, loss_scale=run.loss_scale)  # without the sums of earlier updates
     with uncompiled(), saved_bytes(run.model) as saved:
         run.update(micro_batches)
     run.read_sums()

@@ -23,8 +23,8 @@ class HostSums:
 
     sums: dict[str, float]
     """Name → sum over the interval."""
-    more: list[float]
-    """The elements of `more`, the argument of `Interval.read`."""
+    loss_scale: dict[str, float]
+    """The state of the loss scale; empty without a loss scale."""
     failed: tuple[TrainState, Update] | None
     """The first update that was not finite, with the state before this update. None: all updates were finite."""
 
@@ -34,14 +34,23 @@ class Interval:
 
     If an update is not finite, the host notices this only when it reads the sums. Until then, the device skips all
     further updates.
+
+    Args:
+        device: The device of the sums.
+        loss_scale: The loss scale of float16.
+        before: The sums of an earlier session, which a resumed interval continues.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, *, loss_scale: LossScale | None = None, before: Mapping[str, float] | None = None
+    ) -> None:
+        self._device, self._loss_scale = device, loss_scale
+        self._read = before or {}
+        """The sums when they were last read."""
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self.unread: list[tuple[TrainState, Update]] = []
         """(State before the update, update) for all updates since the sums were last read."""
-        self._device = device
         self.forget_failure()
 
     def forget_failure(self) -> None:
@@ -50,72 +59,56 @@ class Interval:
         self.has_failed = False
         """True if the host already knows that the last update failed."""
 
-    def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
+    def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Returns two boolean tensors: if an update is made, and if it is skipped because float16 overflows.
 
-        Args:
-            values: The norm of the gradient, then the statistics of the update.
-            loss_scale: The loss scale of float16.
+        `values` are the norm of the gradient, then the statistics of the update.
         """
         finite_N = values.isfinite()
         finite = finite_N.all()
-        overflow = torch.zeros_like(finite)
-        if loss_scale is not None:
-            overflow = self._finite & loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
-        self._finite = self._finite & (finite | overflow)
+        self._overflow = torch.zeros_like(finite)
+        if self._loss_scale is not None:
+            is_overflow = self._loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
+            self._overflow = self._finite & is_overflow
+        self._finite = self._finite & (finite | self._overflow)
         self._made = self._finite & finite
-        return self._made, overflow
+        return self._made, self._overflow
 
     @property
     def has_made_last(self) -> bool:
         """True if the last update changed the weights. Waits for the device."""
         return bool(self._made)
 
-    def add(
-        self,
-        names: Sequence[str],
-        values: Tensor,
-        *,
-        weight: float,
-        made: Tensor,
-        overflow: Tensor,
-        before: Mapping[str, float],
-    ) -> None:
-        """Adds the values of an update to the sums. The values of a skipped update are not added.
+    def add(self, names: Sequence[str], values: Tensor, *, weight: float) -> None:
+        """Adds the values that `judge` received last to the sums. Does not add the values of a skipped update.
 
         Args:
             names: The names of the values: the norm of the gradient, then the statistics.
             values: One scalar for each name.
             weight: The weight of the update.
-            made: True if the weights were changed; False for a skipped update.
-            overflow: True if the update was skipped because float16 overflowed. Such updates are counted.
-            before: The sums when they were last read. Only the first call uses them, to continue a resumed interval.
         """
         if self._sums is None:
-            self._names = (*names, "weight", "updates", OVERFLOWS)
+            before, self._names = self._read, (*names, "weight", "updates", OVERFLOWS)
             weights = before.get("weight", 0.0)  # of every statistic, if an older version wrote `before`
             start = [
                 before.get(name, weights if name.removesuffix(WEIGHT_SUFFIX) in before else 0.0) for name in self._names
             ]
             self._sums = torch.tensor(start, dtype=torch.float64, device=self._device)
-        counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
-        self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
+        made = self._made.double()
+        counts = torch.stack([made * weight, made, self._overflow.double()])
+        self._sums = self._sums + torch.cat([torch.where(self._made, values, 0.0), counts])
 
-    def read(self, more: Tensor | None, *, before: Mapping[str, float]) -> HostSums | None:
-        """Reads the sums, and the elements of `more`, in one transfer. Returns None if there was no update.
-
-        Args:
-            more: An additional float64 tensor to read, or None.
-            before: The sums when they were last read.
-        """
+    def read(self) -> HostSums | None:
+        """Reads the sums and the state of the loss scale in one transfer. Returns None if there was no update."""
         if self._sums is None:
             return None
-        read = self._sums if more is None else torch.cat([self._sums, more])
-        values, count = read.tolist(), len(self._names)
+        scale, count = self._loss_scale, len(self._names)
+        values = (self._sums if scale is None else torch.cat([self._sums, scale.values])).tolist()
         sums = dict(zip(self._names, values[:count], strict=True))
-        finished = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
-        unread, self.unread = self.unread, []
-        return HostSums(sums, values[count:], unread[finished] if finished < len(unread) else None)
+        finished = round(sum(sums[name] - self._read.get(name, 0.0) for name in ("updates", OVERFLOWS)))
+        unread, self.unread, self._read = self.unread, [], sums
+        failed = unread[finished] if finished < len(unread) else None
+        return HostSums(sums, {} if scale is None else scale.state(values[count:]), failed)
 
 
 def interval_values(

@@ -185,7 +185,7 @@ class Trainer:
         self.loss_scale: LossScale | None = None
         if config.precision == "fp16":
             self.loss_scale = LossScale(device=self.engine.device, saved=self.state.loss_scale)
-        self.interval = Interval(self.engine.device)
+        self.interval = Interval(self.engine.device, loss_scale=self.loss_scale, before=self.state.interval)
         self._started = time.monotonic()
 
     def _begin(self, start: Start) -> None:
@@ -292,7 +292,7 @@ class Trainer:
         self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
-        made, overflow = self.interval.judge(values, self.loss_scale)
+        made, overflow = self.interval.judge(values)
         if self._skips_on_device:
             self._step(norm, skip=~made)
             if self.streams:
@@ -308,8 +308,7 @@ class Trainer:
         if self.average is not None:
             self.average.update(step, made=made)
         self.optimizer.zero_grad(set_to_none=True)
-        names, before = ("norm", *stats), self.state.interval
-        self.interval.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
+        self.interval.add(("norm", *stats), values, weight=weight)
         self.speed.end(step + 1)
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
@@ -416,8 +415,7 @@ class Trainer:
         Raises:
             NotFiniteError: If an update since the last call was not finite and must not be skipped.
         """
-        before = self.state.interval
-        read = self.interval.read(None if self.loss_scale is None else self.loss_scale.values, before=before)
+        read, before = self.interval.read(), self.state.interval
         if read is None:
             return False
         seconds = time.monotonic() - self._started
@@ -425,7 +423,7 @@ class Trainer:
         timed = {
             "interval": {**read.sums, "seconds": before.get("seconds", 0.0) + seconds, **self.speed.sums(before)},
             "seconds": self.state.seconds + seconds,
-            "loss_scale": {} if self.loss_scale is None else self.loss_scale.state(read.more),
+            "loss_scale": read.loss_scale,
         }
         if read.failed is None:
             self.state = self.state.replace(**timed)
@@ -442,8 +440,8 @@ class Trainer:
     def _log_interval(self) -> None:
         sums = self.state.interval
         if sums["updates"]:  # 0 if every update was skipped
-            scale = None if self.loss_scale is None else float(self.loss_scale.scale)
             names, lr = reported_metrics(self.config, self.task), self.schedule.lr(self.state.update - 1)
+            scale = self.state.loss_scale.get("scale")
             values: dict[str, float] = {
                 "epoch": self.state.position.epoch - self._epoch_ended(),  # of this update, not of the next
                 **interval_values(sums, names, unit=self.task.unit, lr=lr, loss_scale=scale),
@@ -460,7 +458,7 @@ class Trainer:
         if self.compilation is not None:
             self.compilation.report()
         self.state = self.state.replace(interval={})
-        self.interval = Interval(self.engine.device)
+        self.interval = Interval(self.engine.device, loss_scale=self.loss_scale)
         self._started = time.monotonic()
 
     def _log_histograms(self) -> None:
