@@ -233,21 +233,6 @@ class Checkpoints:
         """Returns the checkpoints that exist, oldest first."""
         return checkpoint_folders(self.directory)
 
-    def latest(self) -> Path | None:
-        """Returns the checkpoint to resume from, or None for a new run. The checkpoint may be damaged or missing."""
-        pointer = self.directory / "latest"
-        if not pointer.is_file():
-            return None
-        name = pointer.read_text(errors="replace").strip()
-        folder = self.directory / name
-        if not CHECKPOINT.fullmatch(name) or not any(other.name <= name for other in self.folders()):
-            raise UserError(
-                f"{pointer} {f'contains {name}' if name else 'is empty'}: it must contain the name of a checkpoint.",
-                f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
-                f"Write the name of a checkpoint into {pointer}, or remove this file to start a new run.",
-            )
-        return folder
-
     def _write_model(
         self, path: Path, model: Tensors, state: TrainState, metrics: Mapping[str, float] | None = None
     ) -> None:
@@ -259,6 +244,25 @@ class Checkpoints:
         with suppress(UserError, KeyError, TypeError, ValueError):
             return float(read_info(path)[self.metric])
         return -math.inf if higher else math.inf
+
+
+def latest_checkpoint(save_dir: Path) -> Path | None:
+    """Returns the checkpoint to resume from, or None for a new run. The checkpoint may be damaged or missing.
+
+    Raises:
+        UserError: If the file `latest` does not contain the name of a checkpoint.
+    """
+    pointer, names = save_dir / "latest", [path.name for path in checkpoint_folders(save_dir)]
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(errors="replace").strip()
+    if not CHECKPOINT.fullmatch(name) or not any(other <= name for other in names):
+        raise UserError(
+            f"{pointer} {f'contains {name}' if name else 'is empty'}: it must contain the name of a checkpoint.",
+            f"Checkpoints: {', '.join(names) or 'none'}.",
+            f"Write the name of a checkpoint into {pointer}, or remove this file to start a new run.",
+        )
+    return save_dir / name
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def _config(model: "ModelFile") -> "TrainConfig | None":
     from seqtk.training.resume import saved_config
 
     try:
-        return saved_config(model.config, source="", version="")
+        return saved_config(model, source="")
     except UserError:
         return None
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.run_state import Checkpoints
+from seqtk.checkpoint.run_state import latest_checkpoint
 from seqtk.data.batch import Batch, Dataset
 from seqtk.data.mixing import lengths_of_run
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto, longest_side
@@ -82,7 +82,7 @@ def _longest(train_set: Dataset, config: BatchingConfig) -> int:
 
 def _saved_max_tokens(save_dir: Path) -> int | None:
     """Returns `batch.max_tokens` of the run's newest intact checkpoint, or None if there is no checkpoint."""
-    latest = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
+    latest = latest_checkpoint(save_dir)
     for folder in () if latest is None else (latest, *reversed(model_file.checkpoint_folders(save_dir))):
         try:
             tokens = model_file.read_config(folder / "model.safetensors")["batch"]["max_tokens"]

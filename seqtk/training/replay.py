@@ -94,7 +94,7 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
         UserError: If the file is missing, damaged, or not a replay file.
     """
     failure, contents = read_replay(path)
-    config = saved_config(contents.config, source=path, version=str(contents.info.get("version")))
+    config = saved_config(contents, source=path)
     engine = start_engine(device=device)
     parts = Parts(task=config.task, model=config.model)
     model = task_of(contents, parts, source=path).model(config.model)

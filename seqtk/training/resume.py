@@ -1,16 +1,14 @@
-"""Checks that a run can be resumed from a checkpoint: compares the settings and the training data."""
+"""Compares the settings of a checkpoint with the settings of the run that resumes from it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from seqtk.checkpoint.restore import Checkpoint
+from seqtk.checkpoint.model_file import ModelFile
 from seqtk.checkpoint.trained_model import modern_task
 from seqtk.config import legacy, schema
-from seqtk.data.plan import BatchingConfig
 from seqtk.optim import schedules
-from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
 
@@ -67,16 +65,17 @@ class Difference:
         return self.section in RESUME_INVARIANT or (self.section == "optimizer" and self.is_kind)
 
 
-def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> TrainConfig:
-    """Reads the config in a checkpoint.
+def saved_config(contents: ModelFile, *, source: str) -> TrainConfig:
+    """Reads the config of a run from a model file of the run.
 
     Raises:
         UserError: If this version of seqtk does not have a key of the config. The error explains how to keep the model.
     """
     try:
-        task = modern_task(tree.get("task", {}))
-        return legacy.from_dict(TrainConfig, {**tree, "task": task})
+        task = modern_task(contents.config.get("task", {}))
+        return legacy.from_dict(TrainConfig, {**contents.config, "task": task})
     except UserError as error:
+        version = contents.info.get("version")
         raise UserError(
             f"{source} was written by seqtk {version}, and cannot be resumed: {str(error).splitlines()[0]}",
             f"To write its model to a model file: seqtk-average checkpoint={source} last=1.",
@@ -107,58 +106,8 @@ def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> lis
     return found
 
 
-def check_resumable(
-    saved: Checkpoint, config: TrainConfig, *, assets: Assets, corpus: str
-) -> tuple[list[Difference], str | None, BatchingConfig | None]:
-    """Compares a checkpoint with the run that resumes from it.
-
-    Args:
-        saved: The checkpoint.
-        config: The current config.
-        assets: The task's current vocabularies and tokenizers.
-        corpus: The fingerprint of the current training data. (Checkpoints of older versions have none.)
-
-    Returns:
-        (settings that have changed, a line about the learning rate if it has changed, the result of `other_batches`).
-
-    Raises:
-        UserError: If the run cannot be resumed from the checkpoint.
-    """
-    source, same = str(saved.folder), "to the same corpus to resume, or set a different save_dir to start a new run."
-    before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
-    changed = config_diff(before, config, source=source)
-    if saved.model.assets != assets:
-        raise UserError(
-            f"{source} was trained with vocabularies that differ from the vocabularies in {config.task.data}.",
-            f"Set task.data {same}",
-        )
-    if not corpus.startswith(saved.state.corpus):  # the fingerprints of older versions are prefixes of current ones
-        then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
-        how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different contents"
-        data = format_list(data_of(config))
-        if data_of(before) == data_of(config):
-            raise UserError(
-                f"The training data in {data} have changed since {source}: {how}.",
-                "Restore the data to resume, or set a different save_dir to start a new run.",
-            )
-        key = "task.mix" if config.task.mix else "task.data"
-        raise UserError(f"{source} was trained on data that differ from {data}: {how}.", f"Set {key} {same}")
-    return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
-
-
-def data_of(config: TrainConfig) -> list[str]:
-    """Returns the locations of the training data."""
-    return [corpus.data for corpus in config.task.mix] or [config.task.data]
-
-
-def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:
-    """Returns the saved batch settings if the current settings give different batches, else None."""
-    same = saved.streams is not None or replace(saved, workers=current.workers) == current
-    return None if same else saved
-
-
-def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
-    """Returns a line about the learning rate of the next update if it differs between the saved and current config."""
+def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str:
+    """Returns a line about the learning rate of the next update, or "" if it is the same in both configs."""
 
     def rate(config: TrainConfig) -> float:
         limit = config.max_updates or None
@@ -166,7 +115,7 @@ def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str
 
     before, now = rate(saved), rate(current)
     if before == now:
-        return None
+        return ""
     stretched = ""
     if saved.schedule == current.schedule and saved.optimizer.lr == current.optimizer.lr:
         stretched = f", because the schedule now spans max_updates={current.max_updates}"

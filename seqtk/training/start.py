@@ -1,29 +1,27 @@
 """Loads the initial state of a run: from its last checkpoint, or from a different run (`init_from`, `reset`)."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqtk.attention import State
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import Tensors
 from seqtk.checkpoint.restore import Checkpoint, load_checkpoint, load_latest
-from seqtk.checkpoint.run_state import Checkpoints, Empty, TrainState
+from seqtk.checkpoint.run_state import Empty, TrainState, latest_checkpoint
 from seqtk.checkpoint.transfer import Fate, transfer
-from seqtk.data.plan import BatchingConfig, SizeArray, Stretch, run_shapes
-from seqtk.models import Model
-from seqtk.tasks.base import Assets
+from seqtk.data.mixing import lengths_of_run
+from seqtk.data.plan import BatchingConfig, Stretch, run_shapes
 from seqtk.training.config import PARTS, TrainConfig
-from seqtk.training.parallel import Engine
-from seqtk.training.resume import check_resumable, data_of, differences, format_list, other_batches, saved_config
+from seqtk.training.resume import config_diff, differences, format_list, rate_change, saved_config
 from seqtk.utils.errors import UserError, how_many
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
 
 KEPT_BY = {
     "schedule": ("update", "interval", "seconds"),
@@ -39,131 +37,131 @@ NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
 class Start:
     """The initial state of a run."""
 
-    source: str
-    """The path of the checkpoint or model, for errors."""
-    weights: Tensors
-    optimizer: Tensors
-    average: Tensors
-    streams: State
-    state: TrainState
+    checkpoint: Checkpoint
+    """The weights and the state from which the run starts."""
     notes: list[str]
     """Lines for the log about what was loaded."""
     has_changes: bool = False
     """True if settings differ from the checkpoint's settings."""
-    other_batches: BatchingConfig | None = None
-    """The batch settings before `state.position` if they differ from the current ones, otherwise None."""
-
-    def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
-        """Returns the initial state, given the lengths of the training examples.
-
-        If settings in `batch` changed within an epoch, the state includes the earlier settings and their static shapes,
-        which depend on these lengths.
-
-        Args:
-            sizes_ND: The lengths of the examples.
-            joined: True if a batch pads all sides of its examples to the same length (`Task.joins_sides`).
-        """
-        before, position = self.other_batches, self.state.position
-        is_known = bool(position.earlier) and position.earlier[-1].examples == position.examples
-        if before is None or not position.examples or is_known:
-            return self.state
-        stretch = Stretch(position.examples, before, run_shapes(sizes_ND, before, joined=joined))
-        return self.state.replace(position=replace(position, earlier=(*position.earlier, stretch)))
 
 
-def resume_from(
-    folder: Path, config: TrainConfig, *, engine: Engine, model: nn.Module, assets: Assets, corpus: str
-) -> Start:
+def resume_from(run: "Trainer", folder: Path) -> Start:
     """Loads the latest checkpoint of a run, and checks it against the run's settings and data.
 
     Args:
+        run: The run, in its initial state. All processes load the same checkpoint.
         folder: The latest checkpoint. If it is damaged, an older one is loaded.
-        config: The config of the run.
-        engine: The engine of the run. All processes load the same checkpoint.
-        model: The model of the run.
-        assets: The assets of the task.
-        corpus: The fingerprint of the training data.
 
     Raises:
         UserError: If no checkpoint can be read, or if the run cannot be resumed from it.
     """
     saved, damage = load_latest(
         folder,
-        partial(load_checkpoint, empty=_allocator(model, engine)),
-        gather=engine.gather,
+        partial(load_checkpoint, empty=_allocator(run)),
+        gather=run.engine.gather,
         otherwise="There is no older checkpoint. Set a different save_dir to start a new run.",
     )
-    changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
-    state = saved.state.replace(corpus=corpus)
+    config, source = run.config, str(saved.folder)
+    before = saved_config(saved.model, source=source)
+    changed = config_diff(before, config, source=source)
+    _check_data(saved, before, run)
+    state = _with_earlier_batches(saved.state.replace(corpus=run.state.corpus), before.batch, run)
     notes = [
         damage,
         f"Resuming from update {state.update:,}, epoch {state.position.epoch}.",
         f"Changed settings: {format_list(changed)}." if changed else "",
-        rates or "" if not config.is_over(state) else "",
+        "" if config.is_over(state) else rate_change(before, config, update=state.update),
     ]
-    return Start(
-        source=str(saved.folder),
-        weights=saved.model.tensors,
-        optimizer=saved.optimizer,
-        average=saved.average,
-        streams=saved.streams,
-        state=state,
-        notes=[note for note in notes if note],
-        has_changes=bool(changed),
-        other_batches=batches,
-    )
+    return Start(replace(saved, state=state), [note for note in notes if note], has_changes=bool(changed))
 
 
-def _allocator(model: nn.Module, engine: Engine) -> Empty | None:
+def _check_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> None:
+    """Raises UserError if the vocabularies or the training data differ from those of a checkpoint with config `before`.
+
+    Checkpoints of older versions have no fingerprint of the training data, or a prefix of the current fingerprint.
+    """
+    source, config, corpus = saved.folder, run.config, run.state.corpus
+    same = "to the same corpus to resume, or set a different save_dir to start a new run."
+    if saved.model.assets != run.task.assets():
+        raise UserError(
+            f"{source} was trained with vocabularies that differ from the vocabularies in {config.task.data}.",
+            f"Set task.data {same}",
+        )
+    if corpus.startswith(saved.state.corpus):
+        return
+    then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
+    how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different contents"
+    data = format_list(_data_of(config))
+    if _data_of(before) == _data_of(config):
+        raise UserError(
+            f"The training data in {data} have changed since {source}: {how}.",
+            "Restore the data to resume, or set a different save_dir to start a new run.",
+        )
+    key = "task.mix" if config.task.mix else "task.data"
+    raise UserError(f"{source} was trained on data that differ from {data}: {how}.", f"Set {key} {same}")
+
+
+def _data_of(config: TrainConfig) -> list[str]:
+    """Returns the locations of the training data."""
+    return [corpus.data for corpus in config.task.mix] or [config.task.data]
+
+
+def _with_earlier_batches(state: TrainState, before: BatchingConfig, run: "Trainer") -> TrainState:
+    """Returns the state with the batch settings `before` of this epoch's examples so far, if the settings changed.
+
+    The state also includes the static shapes of these settings, which depend on the lengths of the examples.
+    """
+    position, now = state.position, run.config.batch
+    is_same = before.streams is not None or replace(before, workers=now.workers) == now
+    is_known = bool(position.earlier) and position.earlier[-1].examples == position.examples
+    if is_same or is_known or not position.examples:
+        return state
+    shapes = run_shapes(lengths_of_run(run.train_set), before, joined=run.task.joins_sides)
+    stretch = Stretch(position.examples, before, shapes)
+    return state.replace(position=replace(position, earlier=(*position.earlier, stretch)))
+
+
+def _allocator(run: "Trainer") -> Empty | None:
     """Returns a function that allocates this process's shard of an optimizer tensor, or None if all are full."""
-    if not engine.shards:
+    if not run.engine.shards:
         return None
-    parameters = dict(model.named_parameters())
+    parameters = dict(run.model.named_parameters())
 
     def empty(full_name: str, full: Tensor) -> Tensor:
         parameter = parameters.get(full_name.rpartition("/")[0])
         if parameter is None or parameter.shape != full.shape:
             return torch.empty_like(full, device="cpu")
-        return engine.empty(full, parameter)
+        return run.engine.empty(full, parameter)
 
     return empty
 
 
-def start_from(
-    config: TrainConfig, *, engine: Engine, model: Model, drawn: Tensors, assets: Assets, state: TrainState
-) -> Start:
+def start_from(run: "Trainer", path: str) -> Start:
     """Loads the weights and the state of `init_from`, except the parts that are listed in `reset`.
 
     Args:
-        config: The config of the new run.
-        engine: The engine of the new run.
-        model: The model of the new run.
-        drawn: The initial tensors of the model, for weights that `init_from` does not have.
-        assets: The assets of the task.
-        state: The initial state, with the fingerprint of the corpus and the metric.
+        run: The new run, in its initial state.
+        path: The value of `init_from`.
 
     Raises:
         UserError: If no weight matches, or if a part that `reset` does not list cannot be kept. The error names the key
             to change.
     """
-    assert config.init_from is not None
-    source = f"init_from={config.init_from}"
+    config = run.config
     kept = [part for part in PARTS if part not in config.reset]
-    saved: Checkpoint | None = None
     if kept:
-        _check_has_state(config.init_from)
-        load = partial(load_checkpoint, empty=_allocator(model, engine))
-        checkpoint, damage = _read(config.init_from, load, engine=engine)
-        saved, contents = checkpoint, checkpoint.model
+        _check_has_state(path)
+        saved, damage = _read(path, partial(load_checkpoint, empty=_allocator(run)), run)
     else:
-        weights = partial(model_file.read, key="init_from")
-        contents, damage = _read(config.init_from, weights, prefers="best.safetensors", engine=engine)
-    taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
-    weights_of = saved.folder if saved else config.init_from
-    notes = [*filter(None, [damage]), f"Starting from the weights of {weights_of}:", *taken.lines()]
-    if saved is None:
-        return Start(source, taken.tensors, {}, {}, None, state, notes)
-    before = _check_kept(kept, saved, config, state=state)
+        saved, damage = _read(path, partial(_weights_only, path, run.state), run, prefers="best.safetensors")
+    taken = transfer(
+        saved.model, run.model, drawn=run.full_weights(), assets=run.task.assets(), source=f"init_from={path}"
+    )
+    notes = [*filter(None, [damage]), f"Starting from the weights of {saved.folder}:", *taken.lines()]
+    saved = replace(saved, model=replace(saved.model, tensors=taken.tensors))
+    if not kept:
+        return Start(saved, notes)
+    before = _check_kept(kept, saved, run)
     whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN and "optimizer" in kept}
     optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
     average = {name: tensor for name, tensor in saved.average.items() if name in whole}
@@ -177,16 +175,20 @@ def start_from(
             else ""
         )
     )
+    state = _with_earlier_batches(run.state.replace(**fields), before.batch, run)
     streams = saved.streams if "data" in kept else None
-    batches = other_batches(before.batch, config.batch) if "data" in kept else None
-    state = replace(state, **fields)
-    return Start(source, taken.tensors, optimizer, average, streams, state, notes, other_batches=batches)
+    return Start(replace(saved, optimizer=optimizer, average=average, streams=streams, state=state), notes)
+
+
+def _weights_only(init_from: str, state: TrainState, path: Path) -> Checkpoint:
+    """Reads the model at `path`. Returns it as a checkpoint of `init_from` with the initial state of a run."""
+    return Checkpoint(Path(init_from), model_file.read(path, key="init_from"), {}, state, None, {})
 
 
 def _latest(path: str) -> Path | None:
     """Returns the latest checkpoint if `path` is the folder of a run, otherwise None."""
     try:
-        return Checkpoints(Path(path), config={}, assets={}, metric="").latest()
+        return latest_checkpoint(Path(path))
     except UserError as error:
         advice = "Set init_from to one of these checkpoints, or to a different model."
         raise UserError(*str(error).splitlines()[:2], advice) from error
@@ -202,14 +204,16 @@ def _check_has_state(path: str) -> None:
         )
 
 
-def _read(path: str, load: Callable[[Path], T], *, prefers: str | None = None, engine: Engine) -> tuple[T, str]:
+def _read(
+    path: str, load: Callable[[Path], Checkpoint], run: "Trainer", *, prefers: str | None = None
+) -> tuple[Checkpoint, str]:
     """Reads the model or checkpoint at `path`. If the latest checkpoint of a run is damaged, reads an older one.
 
     Args:
         path: The value of `init_from`.
         load: Reads a model or a checkpoint.
+        run: The new run.
         prefers: If the folder of a run contains this file, it is read instead of the checkpoints.
-        engine: The engine of the new run.
 
     Returns:
         (the result of `load`, a warning if newer checkpoints are damaged, else "").
@@ -217,13 +221,13 @@ def _read(path: str, load: Callable[[Path], T], *, prefers: str | None = None, e
     latest = None if prefers and (Path(path) / prefers).is_file() else _latest(path)
     if latest is None:
         return load(Path(path)), ""
-    return load_latest(latest, load, gather=engine.gather, otherwise="Set init_from to a different model.")
+    return load_latest(latest, load, gather=run.engine.gather, otherwise="Set init_from to a different model.")
 
 
-def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:
+def _check_kept(kept: Sequence[str], saved: Checkpoint, run: "Trainer") -> TrainConfig:
     """Returns the config of the saved run. Raises UserError if a kept part does not match the new run."""
-    source = str(saved.folder)
-    before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
+    source, config, state = str(saved.folder), run.config, run.state
+    before = saved_config(saved.model, source=source)
     for part in kept:
         others = [
             each for each in differences(before, config) if each.is_refused and each.section in NEEDS.get(part, ())
@@ -237,7 +241,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
     if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
             f"reset= does not list 'data', but {source} was trained on data that differ from "
-            f"{format_list(data_of(config))}.",
+            f"{format_list(_data_of(config))}.",
             "Add data to reset.",
         )
     if "best" in kept and saved.state.metric != state.metric:

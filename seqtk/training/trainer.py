@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
 from seqtk.checkpoint.restore import set_optimizer_tensors
-from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked
+from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, latest_checkpoint, locked
 from seqtk.config import schema
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
@@ -165,20 +165,15 @@ class Trainer:
 
     def _restore(self) -> None:
         """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
-        config, assets, split = self.config, self.task.assets(), self.config.validation.split
+        config, split = self.config, self.config.validation.split
         metric = f"{config.validation.metric} of {split}" if split else ""
         self.state = TrainState(metric=metric, corpus=fingerprint(self.train_set))
         self._has_changes = False
-        folder = self.checkpoints.latest()
+        folder = latest_checkpoint(Path(config.save_dir))
         if folder is not None:
-            corpus, model = self.state.corpus, self.model
-            start = resume_from(folder, config, engine=self.engine, model=model, assets=assets, corpus=corpus)
-            self._begin(start)
+            self._begin(resume_from(self, folder))
         elif config.init_from:
-            drawn = self.full_weights()
-            self._begin(
-                start_from(config, engine=self.engine, model=self.model, drawn=drawn, assets=assets, state=self.state)
-            )
+            self._begin(start_from(self, config.init_from))
         if self.state.metric != metric:  # the best value so far is of a different metric
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self.saved_at = self.state.update
@@ -190,16 +185,17 @@ class Trainer:
 
     def _begin(self, start: Start) -> None:
         """Loads weights, optimizer and state from `start`."""
+        saved, source = start.checkpoint, str(start.checkpoint.folder)
         own, local = tensors_of(self.model), self.engine.local
-        weights = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in start.weights.items()}
-        set_tensors(self.model, weights, source=start.source)
-        set_optimizer_tensors(self.model, self.optimizer, start.optimizer, source=start.source, local=local)
+        weights = {name: local(full, own[name]) if name in own else full for name, full in saved.model.tensors.items()}
+        set_tensors(self.model, weights, source=source)
+        set_optimizer_tensors(self.model, self.optimizer, saved.optimizer, source=source, local=local)
         if self.average is not None:
-            averages = {name: local(tensor, own[name]) for name, tensor in start.average.items() if name in own}
+            averages = {name: local(full, own[name]) for name, full in saved.average.items() if name in own}
             self.average.load(self.model.state_dict() | averages)
         if self.streams is not None:
-            self.streams.scatter(start.streams)
-        self.state = start.state_on(lengths_of_run(self.train_set), joined=self.task.joins_sides)
+            self.streams.scatter(saved.streams)
+        self.state = saved.state
         self.notes += start.notes
         self._has_changes = start.has_changes
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.edit import checkpoints_of
-from seqtk.checkpoint.model_file import tensors_of
-from seqtk.checkpoint.run_state import fingerprint, locked
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.checkpoint.run_state import fingerprint, latest_checkpoint, locked
 from seqtk.training.resume import Difference, config_diff, saved_config
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
@@ -116,7 +116,7 @@ class TestPendingValidation:
             assert f"Stopping after update {update};" in printed
             assert "resumes the run, starting with its validation." in printed
         assert first.state.update == update
-        assert first.checkpoints.latest() == tmp_path / "parts" / f"update_{update:08d}"
+        assert latest_checkpoint(tmp_path / "parts") == tmp_path / "parts" / f"update_{update:08d}"
         assert [at for at, _ in losses(tmp_path / "parts", "valid")] == list(range(4, update, 4))
         second = trainer(tiny_corpus, tmp_path / "parts", validation__patience=9)
         assert second.state.pending_validation
@@ -148,7 +148,7 @@ class TestOldRuns:
     @pytest.mark.parametrize("name", OLD_RUNS)
     def test_configs_of_version_0_1_0_are_read(self, name: str) -> None:
         tree = {**OLD_RUNS["demo"], **OLD_RUNS[name]}
-        saved = saved_config(tree, source=name, version="0.1.0")
+        saved = saved_config(ModelFile({}, tree, {}, {"version": "0.1.0"}), source=name)
         assert config_diff(saved, saved, source=name) == []
 
     def test_demo_run_of_version_0_1_0_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
