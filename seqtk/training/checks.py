@@ -10,17 +10,13 @@ import numpy as np
 import torch
 
 from seqtk.corpora import demo
-from seqtk.criterions import Criterion
 from seqtk.data.batch import Dataset
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import IndexArray, Update, epoch_batches, is_auto, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
-from seqtk.models import Model
-from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors, start_engine
-from seqtk.training.stream_state import check_streams
 from seqtk.training.validation import reading_set, validation_sets
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors
@@ -29,18 +25,17 @@ if TYPE_CHECKING:
     from seqtk.training.trainer import Trainer
 
 
-def check_run(
-    config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset, engine: Engine
-) -> None:
+def check_run(run: "Trainer") -> None:
     """Checks the settings of streams, the lengths of examples, and the validation metrics.
 
     Raises:
         UserError: If a check fails. The error names the key to change.
     """
+    config, train_set = run.config, run.train_set
     if config.batch.streams is not None:
-        check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
+        _check_streams(run, config.batch.streams)
     kept, _ = usable(train_set.sizes_ND, config.batch)
-    validated = validation_sets(task, config)
+    validated = validation_sets(run.task, config)
     for name, dataset in validated.items():
         if not len(dataset):
             raise UserError(
@@ -49,47 +44,67 @@ def check_run(
                 if name == config.validation.split
                 else "Remove it from validation.sets.",
             )
-    for name in list(validated)[:1]:
-        targets = int(validated[name].sizes_ND[:, -1].sum())
-        with reading_set(task, config, name) as split:
-            _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
+    if config.validation.split is not None:
+        targets = int(validated[config.validation.split].sizes_ND[:, -1].sum())
+        with reading_set(run.task, config, config.validation.split) as split:
+            _check_metrics(run, split, targets=targets)
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises an error with the reason
-    check_training_lengths(config, train_set, task=task, model=model)
+    check_training_lengths(run)
     for name, dataset in validated.items():
-        advice = "remove them from the validation text"
-        _check_lengths(config, name, dataset, np.arange(len(dataset)), task=task, model=model, advice=advice)
+        _check_lengths(run, name, dataset, np.arange(len(dataset)), advice="remove them from the validation text")
 
 
-def check_training_lengths(config: TrainConfig, train_set: Dataset, *, task: Task, model: Model) -> None:
+def _check_streams(run: "Trainer", streams: int) -> None:
+    """Raises UserError if the training samples cannot be read in this number of streams."""
+    samples, parts = len(run.train_set), run.engine.size * run.config.update_freq
+    if run.config.task.mix:
+        raise UserError(
+            "batch.streams requires one contiguous text, but task.mix has several corpora.",
+            "Set batch.streams=null, or task.mix=[].",
+        )
+    if not run.task.continuous:
+        raise UserError(
+            "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
+        )
+    if samples <= streams:
+        raise UserError(
+            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: "
+            "each stream must have at least two samples.",
+            f"Set batch.streams to {max(samples // 2, 1)} or less, or lower task.tokens_per_sample.",
+        )
+    if run.config.batch.shapes == 1 and streams % parts:
+        raise UserError(
+            f"batch.shapes=1 is too small: batch.streams={streams} in {parts} micro-batches gives two shapes.",
+            f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
+        )
+    run.model.check_supports_recurrent_state()
+
+
+def check_training_lengths(run: "Trainer") -> None:
     """Raises UserError if a training example that is not skipped is longer than the model allows.
 
     With several corpora, all examples of each corpus are checked, because later epochs may read them.
     """
+    train_set = run.train_set
     corpora = {"training": train_set}
     if isinstance(train_set, MixedExamples):
         corpora = {
             f"'{name}' training": corpus for name, corpus in zip(train_set.names, train_set.corpora, strict=True)
         }
     for name, corpus in corpora.items():
-        kept, _ = usable(corpus.sizes_ND, config.batch)
-        _check_lengths(config, name, corpus, kept, task=task, model=model)
+        kept, _ = usable(corpus.sizes_ND, run.config.batch)
+        _check_lengths(run, name, corpus, kept)
 
 
 def _check_lengths(
-    config: TrainConfig,
-    split: str,
-    dataset: Dataset,
-    numbers: IndexArray,
-    *,
-    task: Task,
-    model: Model,
-    advice: str | None = None,
+    run: "Trainer", split: str, dataset: Dataset, numbers: IndexArray, *, advice: str | None = None
 ) -> None:
     """Raises UserError if one of the examples `numbers` is longer than the model allows.
 
     `advice` is an alternative to a larger limit. If it is None, the error advises to skip long examples.
     """
+    config, task, model = run.config, run.task, run.model
     for longer in task.too_long(dataset.sizes_ND[numbers], model):
         side, limit = longer.side, longer.limit
         model_key = next(
@@ -116,9 +131,10 @@ _NEEDS = {
 }
 
 
-def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
+def _check_metrics(run: "Trainer", split: str, *, targets: int) -> None:
     """Raises UserError if a metric is not available for the split. The error lists the available metrics."""
-    provided = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
+    config, stats = run.config, run.step.criterion.stats_of(run.model)
+    provided = run.task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
     for key, name in config.validation.named_metrics():
         missing = [need for need in metrics[name].needs if need not in provided]
         if missing:

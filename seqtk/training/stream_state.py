@@ -13,11 +13,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from seqtk.attention import State
 from seqtk.data.plan import BatchingConfig, Position, SizeArray, Update
 from seqtk.data.streams import stream_slices, stream_updates
-from seqtk.models.base import Model, rows_of
-from seqtk.tasks import Task
-from seqtk.training.config import TrainConfig
+from seqtk.models.base import rows_of
 from seqtk.training.parallel import Engine
-from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.errors import UserError
 
 
 class StreamState:
@@ -97,33 +95,3 @@ class StreamState:
 
 def _form(leaf: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
     return None if leaf is None else (leaf.shape, leaf.dtype)
-
-
-def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
-    """Checks that the training samples of a run can be read in `batch.streams` streams.
-
-    Raises:
-        UserError: If the samples cannot be read in streams. The error names the key to change.
-    """
-    streams, parts = config.batch.streams or 1, engine.size * config.update_freq
-    if task.config.mix:
-        raise UserError(
-            "batch.streams requires one contiguous text, but task.mix has several corpora.",
-            "Set batch.streams=null, or task.mix=[].",
-        )
-    if not task.continuous:
-        raise UserError(
-            "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
-        )
-    if samples <= streams:
-        raise UserError(
-            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: "
-            "each stream must have at least two samples.",
-            f"Set batch.streams to {max(samples // 2, 1)} or less, or lower task.tokens_per_sample.",
-        )
-    if config.batch.shapes == 1 and streams % parts:
-        raise UserError(
-            f"batch.shapes=1 is too small: batch.streams={streams} in {parts} micro-batches gives two shapes.",
-            f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
-        )
-    model.check_supports_recurrent_state()

@@ -100,14 +100,7 @@ class Trainer:
         self.log = Logger((), RunInfo(Path(config.save_dir)))  # until the run starts
         self.notes: list[str] = []
         self._build()
-        check_run(
-            self.config,
-            task=self.task,
-            model=self.model,
-            criterion=self.step.criterion,
-            train_set=self.train_set,
-            engine=engine,
-        )
+        check_run(self)
         self._restore()
 
     def _build(self) -> None:
@@ -246,7 +239,7 @@ class Trainer:
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
         # `check_run` has checked the first epoch, and every example of a mixture.
         if position.epoch > 1 and not isinstance(self.train_set, MixedExamples):
-            check_training_lengths(config, self.train_set, task=self.task, model=self.model)
+            check_training_lengths(self)
         if self.streams is not None:
             plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
         else:
