@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ from seqtk.checkpoint.run_state import latest_checkpoint
 from seqtk.data.batch import Batch, Dataset
 from seqtk.data.mixing import lengths_of_run
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto, longest_side
-from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import Engine, TrainStep
+from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
 
 CPU_TOKENS, GPU_TOKENS = 4096, 131_072
 """The maximum number of tokens in a batch. Larger batches are not faster."""
@@ -35,34 +38,28 @@ MIN_BATCHES = 8
 """An epoch has at least this many batches, unless `batch.tokens_per_update` or an example requires larger ones."""
 
 
-def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine) -> TrainConfig:
-    """Returns the config with `auto` replaced by numbers in `batch.max_tokens` and `update_freq`.
+def settled(run: "Trainer") -> TrainConfig:
+    """Returns the run's config with `auto` replaced by numbers in `batch.max_tokens` and `update_freq`.
 
-    All processes return the same config.
-
-    Args:
-        config: The run's config.
-        step: The train step, before it is compiled or wrapped.
-        task: The task, which collates the batches.
-        train_set: The training examples.
-        engine: The engine of the run.
+    All processes return the same config. The train step of the run is not yet compiled or wrapped.
 
     Raises:
         UserError: If the free memory of the device is unknown, or if the longest example does not fit into memory or
             into `batch.tokens_per_update`.
     """
+    config, engine = run.config, run.engine
     batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
     micro_batches = engine.size * (1 if is_auto(update_freq) else update_freq)
     limit = None if total is None else ceil(total / micro_batches)
     tokens = batch.max_tokens
     if is_auto(tokens):
-        saved, longest = _saved_max_tokens(Path(config.save_dir)), _longest(train_set, batch)
+        saved, longest = _saved_max_tokens(Path(config.save_dir)), _longest(run.train_set, batch)
         if not saved and limit is not None and limit < longest:
             raise UserError(
                 f"batch.tokens_per_update={total} is too small for the longest example, which has {longest:,} tokens.",
                 f"Set batch.tokens_per_update to {micro_batches * longest} or more, or batch.max_length={limit}.",
             )
-        found = saved or min(engine.gather(_largest(step, task, train_set, batch, limit, device=engine.device)))
+        found = saved or min(engine.gather(_largest(run, least=longest, limit=limit)))
         tokens = found if limit is None or saved else max(ceil(limit / ceil(limit / found)), longest)
     if is_auto(update_freq):
         assert total is not None
@@ -92,22 +89,23 @@ def _saved_max_tokens(save_dir: Path) -> int | None:
     return None
 
 
-def _largest(
-    step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, limit: int | None, *, device: torch.device
-) -> int:
-    """Returns the number of tokens of the largest batch that fits into memory, at most `limit` if it is not None."""
+def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
+    """Returns the number of tokens of the largest batch that fits into memory.
+
+    It is at least `least`, the number of tokens of the longest example, and at most `limit` if it is not None.
+    """
+    device, step = run.engine.device, run.step
     free = available_memory(device)
     if free is None:
         raise UserError(
             "batch.max_tokens=auto: the free memory of this device is not known.",
             "Set batch.max_tokens to a number of tokens.",
         )
-    longest_N = longest_side(train_set.sizes_ND)
+    longest_N = longest_side(run.train_set.sizes_ND)
     order_N = np.argsort(-longest_N, kind="stable")
-    order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
+    order_N = order_N[longest_N[order_N] <= (run.config.batch.max_length or np.inf)]
     if not len(order_N):
         return limit or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
-    least = _longest(train_set, config)
     most = limit or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
     if device.type == "cuda":
@@ -116,7 +114,7 @@ def _largest(
         budget = 0.5 * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2 * _optimizer_bytes(step)
     size, fitting = min(max(least, 1024), most), 0
     while True:
-        used = _bytes(step, task, train_set, order_N, longest_N, size, config.max_sentences, device=device)
+        used = _bytes(run, order_N, longest_N, size)
         if used is None:
             break
         fitting = int(min(size * budget / max(used, 1), most))
@@ -131,39 +129,31 @@ def _largest(
     return fitting
 
 
-def _bytes(
-    step: TrainStep,
-    task: Task,
-    train_set: Dataset,
-    order_N: IndexArray,
-    longest_N: SizeArray,
-    size: int,
-    most_rows: int | None,
-    *,
-    device: torch.device,
-) -> int | None:
+def _bytes(run: "Trainer", order_N: IndexArray, longest_N: SizeArray, size: int) -> int | None:
     """Returns the number of bytes that a batch of `size` tokens requires, or None if it does not fit into memory.
 
     Measures a batch of the longest examples and a batch of examples of median length, and returns the maximum.
 
     Args:
+        run: The run.
         order_N: The indices of the usable examples, from the longest to the shortest.
         longest_N: The length of each example, or of its longer side if it has two sides.
-        most_rows: The maximum number of examples in a batch. None: no limit.
+        size: The number of tokens.
     """
-    used = [0]
+    device, used = run.engine.device, [0]
     for start in (0, len(order_N) // 2):
-        rows = max(min(size // max(int(longest_N[order_N[start]]), 1), most_rows or size), 1)
+        most_rows = run.config.batch.max_sentences or size
+        rows = max(min(size // max(int(longest_N[order_N[start]]), 1), most_rows), 1)
         indices = np.resize(order_N[start:], rows).tolist()
-        batch = task.collate([train_set[index] for index in indices]).to(device)
+        batch = run.task.collate([run.train_set[index] for index in indices]).to(device)
         try:
-            used.append(_pass(step, batch))
+            used.append(_pass(run.step, batch))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
         finally:
-            step.zero_grad(set_to_none=True)
+            run.step.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return max(used)

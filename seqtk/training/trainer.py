@@ -115,8 +115,7 @@ class Trainer:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         if config.auto_keys:
-            config = settled(config, step=self.step, task=self.task, train_set=self.train_set, engine=engine)
-            self.config = config
+            config = self.config = settled(self)
             self.notes.append(
                 f"Chosen for this device: batch.max_tokens={config.batch.max_tokens} update_freq={config.update_freq}."
             )
