@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__
-from seqtk.config import schema
 from seqtk.tasks.base import Assets
 from seqtk.utils.errors import UserError
 from seqtk.utils.file_kinds import describe
@@ -70,13 +69,8 @@ class TensorFile:
         return tensor
 
 
-def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets: Assets, info: dict[str, Any]) -> None:
-    """Writes a model atomically. `config`, a dataclass or a plain tree, has at least `task` and `model`."""
-    write(path, ModelFile(tensors, schema.to_dict(config), assets, info))
-
-
 def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
-    """Writes a model file. If the model was not read from a file, the file also records the version of seqtk."""
+    """Writes a model file atomically. Adds the version of seqtk if the model was not read from a file."""
     info = {"version": __version__, **contents.info}
     header = {"config": contents.config, "assets": contents.assets, "info": info}
     save_tensors(Path(path), contents.tensors, header)
@@ -218,16 +212,10 @@ def open_tensors(path: Path) -> TensorFile:
     return TensorFile(path, shapes, metadata, sums)
 
 
-def read_info(path: Path) -> dict[str, Any]:
-    """Returns the `info` of the model at `path` without reading tensors. Raises UserError if the file is damaged."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Returns the metadata of a safetensors file without reading tensors. Raises UserError if the file is damaged."""
     with _opened(path) as file:
-        return dict(_metadata(file)[0].get("info", {}))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Returns the config of the run that wrote the model at `path`, without reading tensors."""
-    with _opened(path) as file:
-        return dict(_metadata(file)[0].get("config", {}))
+        return _metadata(file)[0]
 
 
 def _contents(file: Any) -> tuple[Tensors, dict[str, Any], dict[str, int] | None]:

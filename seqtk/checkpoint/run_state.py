@@ -31,9 +31,10 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import (
     CHECKPOINT,
     CHECKSUMS,
+    ModelFile,
     Tensors,
     checkpoint_folders,
-    read_info,
+    read_metadata,
     save_tensors,
 )
 from seqtk.checkpoint.state_tree import save_tree
@@ -237,12 +238,12 @@ class Checkpoints:
         self, path: Path, model: Tensors, state: TrainState, metrics: Mapping[str, float] | None = None
     ) -> None:
         info = {"update": state.update, "epoch": state.position.epoch, **(metrics or {})}
-        model_file.save(path, model, config=self.config, assets=self.assets, info=info)
+        model_file.write(path, ModelFile(model, self.config, self.assets, info))
 
     def _recorded(self, path: Path, *, higher: bool) -> float:
         """Returns the metric stored in a model file, or the worst possible value if the file cannot be read."""
         with suppress(UserError, KeyError, TypeError, ValueError):
-            return float(read_info(path)[self.metric])
+            return float(read_metadata(path)["info"][self.metric])
         return -math.inf if higher else math.inf
 
 
@@ -348,7 +349,7 @@ def _update_of(path: Path) -> float:
     if found := CHECKPOINT.fullmatch(f"update_{path.stem.rpartition('update_')[2]}"):
         return int(found[1])
     try:
-        return float(read_info(path)["update"])
+        return float(read_metadata(path)["info"]["update"])
     except (UserError, KeyError):
         return math.inf
 

@@ -82,7 +82,7 @@ def _saved_max_tokens(save_dir: Path) -> int | None:
     latest = latest_checkpoint(save_dir)
     for folder in () if latest is None else (latest, *reversed(model_file.checkpoint_folders(save_dir))):
         try:
-            tokens = model_file.read_config(folder / "model.safetensors")["batch"]["max_tokens"]
+            tokens = model_file.read_metadata(folder / "model.safetensors")["config"]["batch"]["max_tokens"]
         except (UserError, KeyError):  # damaged: the run resumes from an older checkpoint
             continue
         return tokens if isinstance(tokens, int) else None

@@ -5,7 +5,7 @@ After a failure, the computation is repeated with hooks on all modules. Without 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -45,7 +45,6 @@ class Origin:
     stage: Stage
     name: str = ""
     """The name of the module or weight."""
-    rank: int = 0
     ids: tuple[int, ...] = ()
     """The indices of the examples in the batch."""
 
@@ -138,10 +137,9 @@ def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
         found = Origin(Stage.NOWHERE) if bad is None else Origin(Stage.GRADIENT, bad)
     if not found.ids:
         ids = tuple(index for batch, _ in probe.inputs for index in batch.examples)
-        found = Origin(found.stage, found.name, ids=ids)
+        found = replace(found, ids=ids)
     by_rank: list[Origin] = engine.gather(found)
-    rank, first = min(enumerate(by_rank), key=lambda pair: (pair[1].stage, pair[0]))
-    return Origin(first.stage, first.name, rank, first.ids)
+    return min(by_rank, key=lambda origin: origin.stage)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -52,13 +52,13 @@ class Failure:
         return f"Update {self.update + 1:,}" if self.training else f"The validation of update {self.update:,}"
 
 
-def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any, assets: Assets) -> None:
+def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: dict[str, Any], assets: Assets) -> None:
     """Writes a replay file to `path`. `weights` are the weights before the failure."""
     tensors: Tensors = {}
     ranks = [[_packed(batch, state, tensors) for batch, state in rank] for rank in failure.ranks]
     replay = {"update": failure.update, "training": failure.training, "scale": failure.scale, "ranks": ranks}
     all_tensors = weights | {PREFIX + name: tensor for name, tensor in tensors.items()}
-    model_file.save(path, all_tensors, config=config, assets=assets, info={"update": failure.update, "replay": replay})
+    model_file.write(path, ModelFile(all_tensors, config, assets, {"update": failure.update, "replay": replay}))
 
 
 def read_replay(path: str) -> tuple[Failure, ModelFile]:

@@ -13,7 +13,7 @@ import torch
 
 from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.checkpoint import model_file, trained_model
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.cli.eval_lm import main
 from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
@@ -54,7 +54,7 @@ def make(folder: Path, kind: str, *, seed: int = 1) -> None:
     model = task.model(model_config)
     train = TrainConfig(task=config, model=model_config)
     name = folder / f"{kind}{'' if seed == 1 else seed}.safetensors"
-    model_file.save(name, tensors_of(model), config=train, assets=task.assets(), info={})
+    model_file.write(name, ModelFile(tensors_of(model), schema.to_dict(train), task.assets(), {}))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ def test_metrics_with_memory_equal_validation_metrics(run: Run, folder: Path) ->
         batch=BatchingConfig(streams=3),
         validation=ValidationConfig(split="test"),
     )
-    model_file.save(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
+    contents = ModelFile(tensors_of(model), schema.to_dict(config), loaded.task.assets(), {})
+    model_file.write(folder / "xl.safetensors", contents)
     objective = TrainStep(model, CrossEntropy(CrossEntropyConfig()))
     wanted, _ = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     figures = run("xl", "output=scores.jsonl")
@@ -131,9 +132,8 @@ def test_streams_with_absolute_positions_are_refused(folder: Path, capsys: pytes
         train_config(loaded), model=replace(train_config(loaded).model, attention=(TransformerXLConfig(),))
     )
     model = loaded.task.model(config.model)
-    model_file.save(
-        folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={}
-    )
+    contents = ModelFile(tensors_of(model), schema.to_dict(config), loaded.task.assets(), {})
+    model_file.write(folder / "counts.safetensors", contents)
     with pytest.raises(SystemExit):
         main([f"checkpoint={folder}/counts.safetensors", "streams=8"])
     assert "model.positions=sinusoidal" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import pytest
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.checkpoint import model_file, trained_model
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
+from seqtk.config import schema
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
@@ -55,7 +56,7 @@ def model_path(folder, *, seed, words):
     model = sharpen(task.model(config), 6)
     path = folder / f"model{seed}.safetensors"
     train = TrainConfig(task=task_config, model=config)
-    model_file.save(path, tensors_of(model), config=train, assets=task.assets(), info={})
+    model_file.write(path, ModelFile(tensors_of(model), schema.to_dict(train), task.assets(), {}))
     return path, task
 
 

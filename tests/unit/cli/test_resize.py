@@ -14,8 +14,9 @@ from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
 from seqtk.checkpoint import model_file, trained_model
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.cli import resize
+from seqtk.config import schema
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import TransformerConfig
@@ -44,7 +45,7 @@ def write(tmp_path: Path) -> Write:
         model = task.model(config)
         path = tmp_path / f"{next(numbers)}.safetensors"
         train = TrainConfig(task=task.config, model=config)
-        model_file.save(path, tensors_of(model), config=train, assets=task.assets(), info={"update": 3})
+        model_file.write(path, ModelFile(tensors_of(model), schema.to_dict(train), task.assets(), {"update": 3}))
         return path
 
     return write
