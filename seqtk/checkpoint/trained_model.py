@@ -47,29 +47,14 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     return LoadedModel(task=task, model=model.to(device).eval(), config=contents.config, info=contents.info)
 
 
-_LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}
-"""Removed task → (its successor, the keys that the successor does not have)."""
-
-
-def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the plain tree of a task's config. A task that was removed from seqtk is replaced by its successor.
-
-    Raises:
-        UserError: If `tree` is not a mapping, or its `kind` is not a string.
-    """
-    if not isinstance(tree, Mapping) or not isinstance(tree.get("kind", ""), str):
-        raise UserError("task: must be a mapping with the key 'kind'.")
-    kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
-    return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
-
-
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
     """Returns the configs of task and model. Raises UserError if one of their keys is unknown."""
     try:
-        task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
-        if not isinstance(model, Mapping) or "kind" not in model:
-            raise UserError("model: must be a mapping with the key 'kind'.")
-        return legacy.from_dict(Parts, {"task": task, "model": model})
+        tree = {part: contents.config.get(part) for part in ("task", "model")}
+        for part, value in tree.items():
+            if not isinstance(value, Mapping) or "kind" not in value:
+                raise UserError(f"{part}: must be a mapping with the key 'kind'.")
+        return legacy.from_dict(Parts, tree)
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")

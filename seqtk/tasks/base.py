@@ -55,7 +55,7 @@ class TaskConfig:
     )
 
 
-tasks: Registry["Task"] = Registry("task", TaskConfig)
+tasks: Registry["Task"] = Registry("task", TaskConfig, renamed={"demo_translation": "translation"})
 
 
 @dataclass(frozen=True)

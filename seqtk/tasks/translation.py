@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from seqtk.utils.errors import UserError
 @dataclass(frozen=True)
 class TranslationConfig(TaskConfig):
     """Settings of translation: the data and its two languages."""
+
+    renamed: ClassVar[dict[str, str]] = dict.fromkeys(("pairs", "vocab_size", "corpus_seed"), "")
+    """Keys of the task `demo_translation` of seqtk 0.1."""
 
     source_lang: str | None = setting(
         None, help="Source language. null: from the file names, if the folder has only one pair of languages."

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.checkpoint.model_file import ModelFile
-from seqtk.checkpoint.trained_model import modern_task
 from seqtk.config import legacy, schema
 from seqtk.optim import schedules
 from seqtk.training.config import TrainConfig
@@ -72,8 +71,7 @@ def saved_config(contents: ModelFile, *, source: str) -> TrainConfig:
         UserError: If this version of seqtk does not have a key of the config. The error explains how to keep the model.
     """
     try:
-        task = modern_task(contents.config.get("task", {}))
-        return legacy.from_dict(TrainConfig, {**contents.config, "task": task})
+        return legacy.from_dict(TrainConfig, contents.config)
     except UserError as error:
         version = contents.info.get("version")
         raise UserError(
