@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from seqtk.cli.loading import LoadConfig, check_checkpoint, load_pipeline
+from seqtk.cli.loading import LoadConfig, check_checkpoint
 from seqtk.config.fields import setting
 from seqtk.generation.config import SearchConfig
 from seqtk.utils.errors import UserError
@@ -57,11 +57,6 @@ def check_no_search(config: SearchConfig) -> None:
         of_search = field.name in SearchConfig.__dataclass_fields__ or field.name == "detokenize"
         if of_search and getattr(config, field.name) != field.default:
             raise UserError(f"{field.name}= has no effect on this model, which does not write text.", "Remove it.")
-
-
-def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
-    """Loads the model, or the ensemble, in `config.checkpoint`. Raises UserError if a model does not write text."""
-    return as_text_pipeline(load_pipeline(config), config)
 
 
 def as_text_pipeline(pipeline: "Pipeline", config: DecodeConfig) -> "TextPipeline":

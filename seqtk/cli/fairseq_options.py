@@ -271,16 +271,13 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
         if kind is None and key == "model" and value in recipe_names():
             return f"recipe={value}", ""
         if kind is None:
-            registry = next(known for known in REGISTRIES.values() if known.kind == key)
-            names = list(registry)
+            names = list(REGISTRIES[key])
             return None, f"there is no {key} '{value}'; set {key}= to one of {', '.join(names[:6])}" + (
                 ", …" if len(names) > 6 else ""
             )
         return f"{key}={kind}", ""
     if key == "tokens":
-        value = {"sentencepiece": "sentencepiece", "characters": "characters", "bytes": "bytes"}.get(
-            value, "sentencepiece"
-        )
+        value = value if value in ("characters", "bytes") else "sentencepiece"
     if value.startswith("(") or key.endswith("cutoffs"):
         value = "[" + ",".join(re.findall(r"[^(),\s]+", value)) + "]"
     return f"{key}={_quoted(value)}", ""
@@ -288,9 +285,7 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
 
 def _kind(slot: str, value: str) -> str | None:
     """Returns the name in a slot's registry that corresponds to fairseq's name, or None."""
-    registry = next((known for known in REGISTRIES.values() if known.kind == slot), None)
-    if registry is None:
-        return None
+    registry = REGISTRIES.get(slot, ())
     value = {
         "fixed": "constant",
         "polynomial_decay": "polynomial",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
-from seqtk.cli.decoding import DecodeConfig, check_decoding, check_nbest, load_text_pipeline
-from seqtk.cli.loading import check_not_input, check_split, split_paths
+from seqtk.cli.decoding import DecodeConfig, as_text_pipeline, check_decoding, check_nbest
+from seqtk.cli.loading import check_not_input, check_split, load_pipeline, split_paths
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -65,13 +65,15 @@ def main(config: GenerateConfig) -> None:
     from seqtk.pipelines import TranslationPipeline
     from seqtk.utils.text_io import text_output
 
-    pipeline = load_text_pipeline(config)
+    pipeline = as_text_pipeline(load_pipeline(config), config)
     check_nbest(config, pipeline)
     search = pipeline.resolve(config)
-    if isinstance(pipeline, TranslationPipeline):
-        sentences = _sentences(config, pipeline)
-    else:
+    if not isinstance(pipeline, TranslationPipeline):
         sentences = _prompts(config, pipeline)  # type: ignore[arg-type]
+    elif config.input is None:
+        sentences = pipeline.split(config.split or "test", data=config.data, prefix_size=config.prefix_size)
+    else:
+        sentences = _from_text(config, pipeline, config.input)
     writer, tally = pipeline.writer(detokenize=config.detokenize), _Tally(pipeline)
     with text_output(config.output) as output:
         for translation in pipeline.decode(
@@ -122,18 +124,11 @@ def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterato
     return map(pipeline.sentence, ("",) if config.input is None else read_lines(config.input))
 
 
-def _sentences(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iterator[Sentence]":
-    if config.input is None:
-        return pipeline.split(config.split or "test", data=config.data, prefix_size=config.prefix_size)
-    return _from_text(config, pipeline)
-
-
-def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iterator[Sentence]":
+def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline", path: str) -> "Iterator[Sentence]":
     from seqtk.utils.text_io import read_lines
 
-    assert config.input is not None
     references = split_paths(config.reference) if config.reference is not None else []
-    files = [config.input, *references, *([config.prefix] if config.prefix is not None else [])]
+    files = [path, *references, *([config.prefix] if config.prefix is not None else [])]
     if files.count("-") > 1:
         raise UserError("Only one of input=, reference= and prefix= can be - (standard input).")
     for number, lines in enumerate(itertools.zip_longest(*map(read_lines, files)), start=1):

@@ -1,12 +1,19 @@
 """seqtk-inspect: shows the contents of a model file or run, verifies them, and compares two models."""
 
+import dataclasses
+import os
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.cli.command import command
-from seqtk.config.fields import setting
-from seqtk.utils.errors import UserError
+from seqtk.config import schema
+from seqtk.config.fields import setting, written
+from seqtk.config.registry import slot_of
+from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
     from seqtk.checkpoint.model_file import ModelFile
@@ -55,12 +62,6 @@ def _print(lines: Iterator[str]) -> None:
 
 def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
     """Yields lines with the origin of the model, its vocabularies, its parameters by module, and its settings."""
-    import os
-    import textwrap
-
-    from seqtk.checkpoint.module_table import aligned, by_module
-    from seqtk.utils.errors import how_many
-
     count = sum(tensor.numel() for tensor in model.tensors.values())
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.tensors.values()})
     yield (
@@ -89,8 +90,6 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
 
     Raises UserError if a file is damaged.
     """
-    from pathlib import Path
-
     from seqtk.checkpoint import model_file, trained_model
     from seqtk.checkpoint.model_file import first_bad
     from seqtk.checkpoint.restore import load_checkpoint
@@ -129,7 +128,6 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
 
 def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
     """Yields lines with the differences in origin, settings, vocabularies and tensors (by module)."""
-    from seqtk.checkpoint.module_table import aligned, by_module
     from seqtk.data.vocabulary import Vocabulary
     from seqtk.training.resume import differences
 
@@ -180,7 +178,6 @@ def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple
 def _vocabularies(model: "ModelFile") -> dict[str, str]:
     """Returns name → short description, for each dictionary, tokenizer and list of classes."""
     from seqtk.data.vocabulary import Vocabulary
-    from seqtk.utils.errors import how_many
 
     found = {}
     for name, text in model.assets.items():
@@ -207,10 +204,6 @@ def _config(model: "ModelFile") -> "TrainConfig | None":
 
 
 def _not_default(config: object, prefix: str = "") -> Iterator[str]:
-    import dataclasses
-
-    from seqtk.config.registry import slot_of
-
     default = type(config)()
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         key, value, usual = f"{prefix}{field.name}", getattr(config, field.name), getattr(default, field.name)
@@ -230,9 +223,6 @@ def _kind(model: "ModelFile", part: str) -> str:
 
 
 def _shown(value: object) -> str:
-    from seqtk.config import schema
-    from seqtk.config.fields import written
-
     return f"{value:.4g}" if isinstance(value, float) else written(schema.to_dict(value))
 
 

@@ -43,7 +43,6 @@ def check_checkpoint(config: LoadConfig) -> None:
 
 def load_pipeline(config: LoadConfig) -> "Pipeline":
     """Loads the model, or the ensemble, in `config.checkpoint`."""
-    check_checkpoint(config)
     import torch
 
     from seqtk.pipelines import load

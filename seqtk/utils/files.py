@@ -68,7 +68,9 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
             yield file
             file.close()
             if not direct:
-                _replace_file(partial, target)
+                with suppress(FileNotFoundError):
+                    shutil.copymode(target, partial)  # an existing file keeps its permissions
+                os.replace(partial, target)
 
 
 @contextmanager
@@ -168,13 +170,6 @@ def _partial_file(target: Path) -> Path:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     name = b".%b.partial-%d-%d" % (os.fsencode(target.name)[:200], os.getpid(), next(_NUMBERS))
     return target.with_name(os.fsdecode(name))
-
-
-def _replace_file(partial: Path, target: Path) -> None:
-    """Moves `partial` to `target`, keeping the permissions of an existing `target`."""
-    with suppress(FileNotFoundError):
-        shutil.copymode(target, partial)
-    os.replace(partial, target)
 
 
 def _replace_files(partial: Path, target: Path, patterns: Sequence[str]) -> None:

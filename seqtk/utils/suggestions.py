@@ -35,16 +35,16 @@ def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, pr
     return f"Known: {', '.join(sorted(here))}." if 0 < len(here) <= MOST_KEYS_LISTED else ""
 
 
-def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
+def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists) -> tuple[str, ...]:
     """Returns the last line of an error about a missing path: a similar name in the same folder, or no line.
 
-    If the folder does not exist either, the line says so. Names are compared without `ending`.
+    If the folder does not exist either, the line says so.
     """
     folder = path.absolute().parent
     with suppress(OSError):
         if not folder.is_dir():
             return (f"There is no folder {folder}.",)
-        names = {item.name.removesuffix(ending) for item in folder.iterdir() if suits(item)}
+        names = {item.name for item in folder.iterdir() if suits(item)}
         meant = closest(path.name, sorted(names - {path.name}))
         return () if meant is None else (f"Did you mean '{meant}'?",)
     return ()
