@@ -4,10 +4,10 @@ Hydra reads the defaults lists and the arguments; seqtk.config.schema checks all
 are applied to the config in order. A recipe that changes the kind of a slot resets all settings of that slot.
 """
 
+import copy
 import math
 import os
 import re
-import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqtk.cli.recipe_files import recipe_folder, recipe_names
@@ -61,7 +61,7 @@ class Layer:
     """The settings of one file of a recipe's defaults list."""
 
     path: Path
-    tree: DictConfig
+    tree: dict[str, Any]
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -186,12 +186,12 @@ def _defaults_error(path: Path | None, error: Exception) -> UserError:
 def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
     file_name = name if name.endswith(".yaml") else f"{name}.yaml"
     path = next(folder / file_name for folder in folders if (folder / file_name).is_file())
-    tree = OmegaConf.load(path)
-    if not isinstance(tree, DictConfig):
+    tree: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(tree, dict):
         raise UserError(f"{path} must be a mapping of keys to values.")
     tree.pop("defaults", None)
     for part in reversed(package.split(".") if package else []):
-        tree = OmegaConf.create({part: tree})
+        tree = {part: tree}
     return Layer(path, tree)
 
 
@@ -205,7 +205,7 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
     root = _interpolation_root(layers, overrides)
     for layer in layers:
         try:
-            config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), root))
+            config = schema.merge(config, _interpolated(layer.tree, root))
         except UserError as error:
             raise UserError(*str(error).splitlines()[:2], f"The error is in the recipe {layer.path}.") from None
     recipe = config
@@ -222,30 +222,29 @@ def _without_made_by(config: C, recipe: C) -> C:
     return schema.update(config, "task.made_by", "")
 
 
-def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> list[Layer]:
+def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> Sequence[Layer]:
     """Returns the layers without the keys of `~key` arguments. Raises UserError if no layer sets such a key."""
-    trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
+    layers = copy.deepcopy(list(layers))
     for override in deleted:
-        *parents, leaf = override.key.split(".")
-        found = False
-        for tree in trees:
-            node: Any = tree
-            for parent in parents:
-                node = node.get(parent) if isinstance(node, dict) else None
-            if isinstance(node, dict) and leaf in node and (not override.text or node[leaf] == override.value):
-                del node[leaf]
-                found = True
+        leaf = override.key.rpartition(".")[2]
+        parents = [_parent(layer.tree, override.key) for layer in layers]
+        found = [node for node in parents if leaf in node and (not override.text or node[leaf] == override.value)]
+        for node in found:
+            del node[leaf]
         if not found:
             given = f"{override.key}={override.text}" if override.text else override.key
             raise UserError(
                 f"~{given}: the recipe does not set this key.",
                 "~key removes a setting of the recipe. Remove this argument.",
             )
-    return (
-        [Layer(layer.path, OmegaConf.create(tree)) for layer, tree in zip(layers, trees, strict=True)]
-        if deleted
-        else list(layers)
-    )
+    return layers
+
+
+def _parent(tree: Any, key: str) -> dict[str, Any]:
+    """Returns the mapping in a plain tree that contains the last part of a dotted key, or {} if there is none."""
+    for part in key.split(".")[:-1]:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
 
 
 def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
@@ -262,8 +261,7 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
     """Returns the value that layers or overrides set for a top-level text key, or None. Does not compose the config."""
-    trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
-    values = [tree[key] for tree in trees if key in tree]
+    values = [layer.tree[key] for layer in layers if key in layer.tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
         for override in overrides
@@ -277,11 +275,8 @@ def _interpolation_root(layers: Sequence[Layer], overrides: Sequence[Override]) 
     """Returns the tree in which `${key}` is looked up: a recipe's merged layers, updated by the overrides."""
     root = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
-        *parents, leaf = override.key.split(".")
-        node: Any = root
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(leaf), str | int | float) and override.value is not SWEEP:
+        node, leaf = _parent(root, override.key), override.key.rpartition(".")[2]
+        if isinstance(node.get(leaf), str | int | float) and override.value is not SWEEP:
             node[leaf] = override.value
     return root
 
