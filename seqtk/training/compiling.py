@@ -83,7 +83,8 @@ class Compilation:
         self._watch, self._before = _watch(), _watch().graphs
         self._watch.started = self._announce
         self._watch.listen()
-        _allow_graphs(2 * self.shapes if self.shapes else MAX_GRAPHS)
+        torch_config: Any = torch._dynamo.config
+        torch_config.recompile_limit = max(torch_config.recompile_limit, 2 * self.shapes if self.shapes else MAX_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
         if device == "cpu":
             # torch's generator is several times faster than inductor's, and draws the same masks as without compile.
@@ -236,9 +237,3 @@ def _set_cache_folder() -> None:
     if named in (None, default_cache_dir()):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home / "seqtk" / "compiled")
-
-
-def _allow_graphs(count: int) -> None:
-    """Raises torch's recompilation limit to at least `count`."""
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, count)

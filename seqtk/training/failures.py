@@ -53,7 +53,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
         problem = f"Skipped {how_many(limit, 'consecutive update')}, the maximum (max_skips={limit}). {problem}"
     if first_bad(run.full_weights()) is None and run.state.update != run.saved_at:
         run.save()
-    raise NotFiniteError(problem, replay, _advice(run))
+    raise NotFiniteError(problem, replay, advice(run))
 
 
 def skip_validation(run: "Trainer", split: str, name: str, *, value: float, after: TrainState) -> None:
@@ -78,13 +78,11 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
         run.log.info(f"{problem} {replay}")
         return
     latest = run.checkpoints.directory / "latest"
-    advice = f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}."
-    raise NotFiniteError(problem, replay, advice)
-
-
-def refuse_weights(run: "Trainer", name: str) -> None:
-    """Raises NotFiniteError for the weight `name`, which is not finite."""
-    raise NotFiniteError(f"The weight {name} is not finite after update {run.state.update:,}.", _advice(run))
+    raise NotFiniteError(
+        problem,
+        replay,
+        f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}.",
+    )
 
 
 def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
@@ -101,6 +99,7 @@ def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], 
     )
 
 
-def _advice(run: "Trainer") -> str:
+def advice(run: "Trainer") -> str:
+    """Returns the last line of an error about an update that is not finite."""
     saved = f"The last checkpoint is from update {run.saved_at:,}" if run.saved_at else "There is no checkpoint"
     return f"{saved}. Lower optimizer.lr or set clip_norm."

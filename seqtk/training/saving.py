@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from seqtk.checkpoint.model_file import Tensors, first_bad, tensors_of
 from seqtk.checkpoint.run_state import optimizer_tensors
 from seqtk.metrics import metrics
-from seqtk.training.failures import refuse_weights
+from seqtk.training.failures import advice
+from seqtk.training.non_finite import NotFiniteError
 from seqtk.training.parallel import local_part
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def save_checkpoint(run: "Trainer") -> None:
     weights = tensors_of(run.model)
     found = run.engine.gather(first_bad({name: local_part(weight) for name, weight in weights.items()}))
     for bad in filter(None, found):
-        refuse_weights(run, bad)
+        raise NotFiniteError(f"The weight {bad} is not finite after update {run.state.update:,}.", advice(run))
     streams = run.streams and run.streams.gather()
     model = _gathered(run, weights)
     pieces = run.engine.pieces(optimizer_tensors(run.model, run.optimizer), copies=run.writer.asynchronous)

@@ -12,10 +12,12 @@ run then returns to the state before the failed update, and repeats the update t
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,6 @@ from seqtk.checkpoint.restore import set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, latest_checkpoint, locked
 from seqtk.config import schema
 from seqtk.criterions import criterions
-from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
 from seqtk.data.mixing import MixedExamples, lengths_of_run
@@ -311,7 +312,7 @@ class Trainer:
             self.wrapped.train()
         self.speed.enter("communication")
         (weight,) = engine.sums([float(sum(batch.weight for batch in micro_batches))])
-        stats: Stats = {}
+        stats: dict[str, Any] = defaultdict(float)
         for index, batch in enumerate(micro_batches):
             with engine.gradient_sync(self.wrapped, enabled=index == len(micro_batches) - 1):
                 state = self.streams.load(index, rows=len(batch.ids_B)) if self.streams else None
@@ -323,13 +324,11 @@ class Trainer:
                 self.speed.enter("backward")
                 (total if scale is None else total * scale).backward()
             for name, (value, its_weight) in reported.items():
-                before = stats.get(name, (0.0, 0.0))
-                stats[name] = before[0] + value, before[1] + its_weight
-        own = {name: pair[0] for name, pair in stats.items()}
-        own |= {f"{name}{WEIGHT_SUFFIX}": pair[1] for name, pair in stats.items()}
-        names = sorted(own)
+                stats[name] += value
+                stats[f"{name}{WEIGHT_SUFFIX}"] += its_weight
+        names = sorted(stats)
         self.speed.enter("communication")
-        summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
+        summed = engine.sum(torch.stack([stats[name].double() for name in names])).unbind() if names else ()
         self.speed.enter("optimizer")
         norm = engine.full(nn.utils.get_total_norm(self._gradients()))
         return weight, dict(zip(names, summed, strict=True)), norm if scale is None else norm / scale

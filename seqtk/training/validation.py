@@ -1,8 +1,8 @@
 """Validation: computes the metrics of validation sets from the loss and, if configured, from decoded outputs."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from math import ceil, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Validated(NamedTuple):
 
     def not_finite(self) -> list[str]:
         """Returns the names of the metrics that are not finite."""
-        return [name for name, value in self.numbers.items() if not math.isfinite(value)]
+        return [name for name, value in self.numbers.items() if not isfinite(value)]
 
 
 class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
@@ -112,9 +112,8 @@ def _validate(
     dataset, streams = task.dataset(split), config.batch.streams
     if streams is None:
         all_batches = ordered_batches(dataset.sizes_ND, config.batch)
-        rounds = range(0, len(all_batches), engine.size)
-        remaining = [all_batches[first : first + engine.size][engine.rank :] for first in rounds]
-        batches = [batch[0] if batch else EMPTY for batch in remaining]
+        batches = all_batches[engine.rank :: engine.size]
+        batches += [EMPTY] * (ceil(len(all_batches) / engine.size) - len(batches))  # as many as the first process
     else:
         (part,) = stream_slices(streams, world=engine.size, rank=engine.rank)
         batches = [rows[part] for rows in stream_rows(len(dataset), streams)]

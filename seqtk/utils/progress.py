@@ -10,10 +10,6 @@ from tqdm import tqdm
 from seqtk.utils.text_io import SUFFIXES
 
 
-def _ignore(message: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Reporter:
     """Reports progress. By default it reports nothing.
@@ -23,7 +19,7 @@ class Reporter:
         progress: True to show progress bars if standard error is a terminal.
     """
 
-    notify: Callable[[str], None] = _ignore
+    notify: Callable[[str], None] = lambda message: None
     progress: bool = False
 
     def bar(self, total: int | None, title: str, *, unit: str = "B", initial: int = 0) -> "tqdm[Any]":
