@@ -44,13 +44,15 @@ class DDPConfig(EngineConfig):
 class DDP(Engine):
     """Uses DistributedDataParallel between the processes that torchrun started, with nccl (GPUs) or gloo (CPUs)."""
 
+    is_distributed = True
+
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
         self._wrapped: nn.Module | None = None
         self.rank, self.size = world()
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         self._heartbeat: Heartbeat | None = None
-        if self.size > 1 and not dist.is_initialized():
+        if not dist.is_initialized():
             # gloo reduces values that are on the host, which never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
@@ -76,8 +78,6 @@ class DDP(Engine):
                 self._heartbeat = Heartbeat(rank=self.rank, size=self.size, host=host, port=port, prefix=prefix)
 
     def wrap(self, step: nn.Module) -> nn.Module:
-        if self.size == 1:
-            return step
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are not synchronized: they depend only on the config, or are tables that grow with the process's
         # input.
@@ -91,31 +91,25 @@ class DDP(Engine):
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(values)
+        dist.all_reduce(values)
         return values
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        if self.size == 1:
-            return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, item: Any) -> list[Any]:
-        if self.size == 1:
-            return [item]
         items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+        dist.barrier()
 
     def lost_processes(self, error: RuntimeError) -> str | None:
         text = str(error).lower()
-        if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
+        if not (isinstance(error, dist.DistError) or "gloo" in text):
             return None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
@@ -140,7 +134,7 @@ class DDP(Engine):
         return others
 
     def close(self) -> None:
-        if self.size == 1 or not dist.is_initialized():
+        if not dist.is_initialized():
             return
         if self._heartbeat is not None:
             self._heartbeat.close()

@@ -40,6 +40,7 @@ class FSDP2(DDP):
     """
 
     compiles = "blocks"
+    shards = True
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
@@ -52,13 +53,7 @@ class FSDP2(DDP):
         self._writers: dist.ProcessGroup | None = None
         """The process group for threads that write checkpoints."""
 
-    @property
-    def shards(self) -> bool:
-        return self.size > 1
-
     def wrap(self, step: nn.Module) -> nn.Module:
-        if self.size == 1:
-            return step
         from torch.distributed.device_mesh import init_device_mesh
 
         # Only this engine needs this import, which takes 0.5 s.
@@ -143,8 +138,6 @@ class FSDP2(DDP):
         return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
     def pieces(self, tensors: Tensors, *, copies: bool = False) -> Pieces:
-        if not self.shards:
-            return super().pieces(tensors, copies=copies)
         from seqtk.checkpoint.shards import stage
 
         pieces = stage(tensors, rank=self.rank, copies=copies)
@@ -153,13 +146,9 @@ class FSDP2(DDP):
         return pieces
 
     def empty(self, full: Tensor, like: Tensor) -> Tensor:
-        if not self.shards:
-            return super().empty(full, like)
         return torch.empty_like(like, dtype=full.dtype, requires_grad=False)
 
     def together(self, step: Callable[[], T]) -> T:
-        if not self.shards:
-            return step()
         failure: Exception | None = None
         try:
             result = step()

@@ -62,6 +62,10 @@ class Engine:
     device: torch.device
     compiles: ClassVar[Literal["blocks", "step"]] = "step"
     """The largest part of a step that can be compiled into one graph."""
+    is_distributed: ClassVar[bool] = False
+    """True if the engine needs several processes. A single process uses the engine `none` instead."""
+    shards: ClassVar[bool] = False
+    """True if each process saves and loads a part of the optimizer's state; False if the first saves all of it."""
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         _, processes = world()
@@ -76,11 +80,6 @@ class Engine:
     def is_first(self) -> bool:
         """True if this is the process that writes files and prints."""
         return self.rank == 0
-
-    @property
-    def shards(self) -> bool:
-        """True if each process saves and loads a part of the optimizer's state; False if the first saves all of it."""
-        return False
 
     def wrap(self, step: nn.Module) -> nn.Module:
         """Wraps the train step for the training loop. The optimizer is built from the parameters of the result."""
@@ -241,9 +240,11 @@ def seed_dropout(seed: int, update: int, rank: int, *, device: torch.device) -> 
 
 
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
-    """Starts the engine of `config`. If it is None, starts `ddp` under torchrun, and `none` otherwise."""
+    """Starts the engine of `config`, or `ddp` if it is None. A single process uses `none` instead of such engines."""
     if config is None:
-        config = engines.config_type("ddp" if world()[1] > 1 else "none")()
+        config = engines.config_type("ddp")()
+    if world()[1] == 1 and engines.class_of(type(config)).is_distributed:
+        config = NoneConfig()
     return engines.build(config, device=device)
 
 

@@ -28,7 +28,7 @@ class FlatEngine(DDP):
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> Iterator[None]:
         yield
         gradients = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
-        if enabled and self.size > 1 and gradients:
+        if enabled and gradients:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
             parts = (flat / self.size).split([gradient.numel() for gradient in gradients])
