@@ -6,6 +6,7 @@ import errno
 import functools
 import gc
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit cod
 
 def command(
     program: str,
-    config_type: type[C] | Callable[[], type[C]],
+    config_type: type[C] | str,
     *,
     recipes: bool = False,
     first: str | None = None,
@@ -35,7 +36,7 @@ def command(
 
     Args:
         program: The name of the command.
-        config_type: The config dataclass, or a function that imports and returns it, so that an unknown recipe is
+        config_type: The config dataclass, or its dotted name. A name is imported late, so that an unknown recipe is
             reported before torch is imported.
         recipes: True if the command accepts `recipe=` and `--multirun`, and runs in the processes that srun started.
         first: The key that a first argument without a key sets. If this key accepts a list of texts, it is set to the
@@ -86,7 +87,7 @@ def command(
 
 def _read(
     program: str,
-    config_type: type[C] | Callable[[], type[C]],
+    config_type: type[C] | str,
     arguments: Sequence[str],
     *,
     recipes: bool,
@@ -98,7 +99,7 @@ def _read(
         print(program, seqtk.__version__)
         return None
     action, rest = _action(arguments)
-    several = first is not None and isinstance(config_type, type) and schema.takes_texts(config_type(), first)
+    several = first is not None and not isinstance(config_type, str) and schema.takes_texts(config_type(), first)
     positional: list[str] = []
     while first and rest and _is_positional(rest[0]) and (several or not positional):
         positional.append(rest.pop(0))
@@ -121,7 +122,7 @@ def _read(
     if first and positional:
         overrides.insert(0, compose.Override(first, positional if several else positional[0], text=""))
     layers = compose.recipe_layers(path, groups) if path is not None or groups else []
-    defaults = config_type() if isinstance(config_type, type) else config_type()()
+    defaults: C = (pkgutil.resolve_name(config_type) if isinstance(config_type, str) else config_type)()
     if path is not None:
         defaults = compose.with_default_save_dir(path, defaults)
     if hasattr(defaults, "user_dir"):  # other commands do not use plug-ins

@@ -10,13 +10,7 @@ if TYPE_CHECKING:
     from seqtk.interop import Importer, ImportModelConfig
 
 
-def _config_type() -> "type[ImportModelConfig]":
-    from seqtk.interop import ImportModelConfig
-
-    return ImportModelConfig
-
-
-@command("seqtk-import", _config_type)
+@command("seqtk-import", "seqtk.interop.ImportModelConfig")
 def main(config: "ImportModelConfig") -> None:
     """Import a model from another format: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=FILE."""
     if not config.checkpoint:

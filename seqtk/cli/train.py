@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from seqtk.training.trainer import Result
 
 
-def _config_type() -> "type[TrainConfig]":
-    from seqtk.training.config import TrainConfig
-
-    return TrainConfig
-
-
 def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
     """Raises UserError if keys are set that have no effect with `replay=`."""
     used = ("replay", "device", "threads", "user_dir")
@@ -31,7 +25,7 @@ def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
         )
 
 
-@command("seqtk-train", _config_type, recipes=True, check=_check_replay)
+@command("seqtk-train", "seqtk.training.config.TrainConfig", recipes=True, check=_check_replay)
 def main(config: "TrainConfig") -> None:
     """Train a model, or resume a run: seqtk-train recipe=NAME [key=value …].
 

@@ -80,8 +80,8 @@ def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen[0].name == "y"
 
 
-def test_config_class_may_be_returned_by_a_function() -> None:
-    @command("seqtk-late", lambda: ToyConfig)
+def test_config_class_may_be_given_by_its_dotted_name() -> None:
+    @command("seqtk-late", f"{__name__}.ToyConfig")
     def late(config: ToyConfig) -> None:
         seen.append(config)
 

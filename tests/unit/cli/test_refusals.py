@@ -52,8 +52,8 @@ def commands() -> dict[str, type]:
     for module in pkgutil.iter_modules(seqtk.cli.__path__):
         for item in vars(importlib.import_module(f"seqtk.cli.{module.name}")).values():
             config_type = getattr(item, "__dict__", {}).get("config_type") if inspect.isfunction(item) else None
-            if config_type is not None and not dataclasses.is_dataclass(config_type):
-                config_type = config_type()
+            if isinstance(config_type, str):
+                config_type = pkgutil.resolve_name(config_type)
             if config_type is not None:
                 found.setdefault(module.name, config_type)
     return found | {f"prepare {name}": labelled.config for name, labelled in LABELLED_SETS.items()}
