@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.models.stacks import DecoderBlock, EncoderBlock
 from seqtk.modules.adaptive import AdaptiveHead
-from seqtk.training.config import TrainConfig
-from seqtk.training.logging import Logger
-from seqtk.training.parallel import Engine, TrainStep
+from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError, how_many
+
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
 
 MAX_GRAPHS = 32
 """Maximum number of graphs of a function if `batch.shapes` is not set. A layer that is recompiled for more lengths than
@@ -45,40 +46,29 @@ class Compilation:
     """Compiles a train step in place, for training mode only. The names of modules and parameters do not change.
 
     Args:
-        step: The train step, before the engine wraps it.
-        config: The run's config.
+        run: The run, before the engine wraps its train step.
         mode: "blocks": compile each block. "step": compile the whole step.
-        engine: The engine of the run.
-        log: A function that returns the logger of the run.
 
     Raises:
         UserError: If the mode is "step" and the engine does not support it.
     """
 
-    def __init__(
-        self,
-        step: TrainStep,
-        config: TrainConfig,
-        *,
-        mode: Literal["blocks", "step"],
-        engine: Engine,
-        log: Callable[[], Logger],
-    ) -> None:
-        self.step, self.log, self.shapes = step, log, config.batch.shapes
-        self.is_required = config.compile is not None
+    def __init__(self, run: "Trainer", mode: Literal["blocks", "step"]) -> None:
+        self.run, self.step, self.shapes = run, run.step, run.config.batch.shapes
+        self.is_required = run.config.compile is not None
         """True if the config sets `compile`. Then a layer that cannot be compiled is an error."""
         self.mode: Literal["off", "blocks", "step"] = mode
-        if mode == "step" and engine.compiles != "step":
+        if mode == "step" and run.engine.compiles != "step":
             raise UserError(
                 "compile=step: this engine communicates between blocks, so it cannot compile the step into one graph.",
-                f"Set compile={engine.compiles}, or parallel=ddp.",
+                f"Set compile={run.engine.compiles}, or parallel=ddp.",
             )
-        self._compute: Callable[..., tuple[Tensor, Stats, State]] = step.compute
-        self._blocks = [module for module in step.modules() if isinstance(module, EncoderBlock | DecoderBlock)]
+        self._compute: Callable[..., tuple[Tensor, Stats, State]] = self.step.compute
+        self._blocks = [module for module in self.step.modules() if isinstance(module, EncoderBlock | DecoderBlock)]
         self._reported = 0
-        self._start(config, device=engine.device.type)
+        self._start()
 
-    def _start(self, config: TrainConfig, *, device: str) -> None:
+    def _start(self) -> None:
         _set_cache_folder()
         self._watch, self._before = _watch(), _watch().graphs
         self._watch.started = self._announce
@@ -86,10 +76,10 @@ class Compilation:
         torch_config: Any = torch._dynamo.config
         torch_config.recompile_limit = max(torch_config.recompile_limit, 2 * self.shapes if self.shapes else MAX_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
-        if device == "cpu":
+        if self.run.engine.device.type == "cpu":
             # torch's generator is several times faster than inductor's, and draws the same masks as without compile.
             options["options"] = {"fallback_random": True}
-        elif self.mode == "step" and self._may_record(config):
+        elif self.mode == "step" and self._may_record():
             options["mode"] = "reduce-overhead"
         try:
             if self.mode == "step":
@@ -100,12 +90,13 @@ class Compilation:
             self._stop(error)
         self.step.compute = self._run  # type: ignore[method-assign]
 
-    def _may_record(self, config: TrainConfig) -> bool:
+    def _may_record(self) -> bool:
         """Returns True if the step can be recorded in CUDA graphs.
 
         A replay of a graph overwrites the outputs of the previous replay, but gradient accumulation and recurrent
         states still need them. An adaptive softmax synchronizes with the host, to read the number of rare words.
         """
+        config = self.run.config
         reads = any(isinstance(module, AdaptiveHead) for module in self.step.modules())
         return bool(self.shapes and config.update_freq == 1 and config.batch.streams is None and not reads)
 
@@ -142,14 +133,16 @@ class Compilation:
         elif isinstance(error, torch._dynamo.exc.BackendCompilerFailed) or not isinstance(
             error, torch._dynamo.exc.TorchDynamoException
         ):
-            self.log().info(f"Warning: compile={mode} is not possible on this machine; training runs eagerly. {reason}")
+            self.run.log.info(
+                f"Warning: compile={mode} is not possible on this machine; training runs eagerly. {reason}"
+            )
             return
         else:
             why, fix = f"cannot be compiled{line}: {reason}", "Set compile=off"
         message = f"compile={mode}: {failed} {why}."
         if self.is_required:
             raise UserError(message, f"{fix}, or choose a different layer.")
-        self.log().info(f"Warning: {message} Training runs eagerly.")
+        self.run.log.info(f"Warning: {message} Training runs eagerly.")
 
     def _failed_layers(self, error: Exception) -> tuple[str, str]:
         """Returns, as text, the attention layers in whose file the compiler failed, and the line.
@@ -168,8 +161,8 @@ class Compilation:
         """Logs that compilation has started."""
         if self.graphs == 1:
             which = f"first update of each shape (up to {self.shapes})" if self.shapes else "first updates"
-            self.log().info(f"Compiling ({self.mode}), which slows down the {which}.")
-        self.log().status("compiling")
+            self.run.log.info(f"Compiling ({self.mode}), which slows down the {which}.")
+        self.run.log.status("compiling")
 
     @property
     def graphs(self) -> int:
@@ -182,8 +175,8 @@ class Compilation:
         if graphs > self._reported:
             self._reported = graphs
             unit = "shape" if self.mode == "step" and self.shapes else "graph"
-            self.log().info(f"Compiled {how_many(graphs, unit)} in {self._watch.seconds:.0f} s.")
-        self.log().status("")
+            self.run.log.info(f"Compiled {how_many(graphs, unit)} in {self._watch.seconds:.0f} s.")
+        self.run.log.status("")
 
 
 def _file_of(layer: type) -> str | None:

@@ -126,7 +126,7 @@ class Trainer:
         mode = config.compile or (engine.compiles if engine.device.type == "cuda" else "off")
         self.compilation: Compilation | None = None
         if mode != "off":
-            self.compilation = Compilation(self.step, config, mode=mode, engine=engine, log=lambda: self.log)
+            self.compilation = Compilation(self, mode)
         self.speed = Speed(self.model, config, device=engine.device)  # before sharding, because it counts the weights
         self.wrapped = engine.wrap(self.step)
         self._parameters = list(self.model.parameters())
