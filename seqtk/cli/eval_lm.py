@@ -116,12 +116,8 @@ def _print(config: EvalConfig, scores: "CorpusScores") -> None:
         print(f"{value:>10.4g} {name} ({metrics[name].unit})")
     if scores.text is not None:
         name = "The text has" if config.text is not None else "The text that was decoded from the tokens has"
-        print(f"{name} {', '.join(how_many(count, noun) for noun, count in _sizes(scores).items())}.")
-
-
-def _sizes(scores: "CorpusScores") -> dict[str, int]:
-    assert scores.text is not None
-    return {name.removesuffix("s"): count for name, count in asdict(scores.text).items()}
+        parts = (how_many(count, noun.removesuffix("s")) for noun, count in asdict(scores.text).items())
+        print(f"{name} {', '.join(parts)}.")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,6 @@ class Compilation:
 
     def __init__(self, run: "Trainer", mode: Literal["blocks", "step"]) -> None:
         self.run, self.step, self.shapes = run, run.step, run.config.batch.shapes
-        self.is_required = run.config.compile is not None
-        """True if the config sets `compile`. Then a layer that cannot be compiled is an error."""
         self.mode: Literal["off", "blocks", "step"] = mode
         if mode == "step" and run.engine.compiles != "step":
             raise UserError(
@@ -140,7 +138,7 @@ class Compilation:
         else:
             why, fix = f"cannot be compiled{line}: {reason}", "Set compile=off"
         message = f"compile={mode}: {failed} {why}."
-        if self.is_required:
+        if self.run.config.compile is not None:
             raise UserError(message, f"{fix}, or choose a different layer.")
         self.run.log.info(f"Warning: {message} Training runs eagerly.")
 
