@@ -103,7 +103,8 @@ def _read(
     positional: list[str] = []
     while first and rest and _is_positional(rest[0]) and (several or not positional):
         positional.append(rest.pop(0))
-    chosen = _values_of("recipe", rest) if recipes else []
+    recipe = [argument for argument in rest if recipes and argument.startswith("recipe=")]
+    chosen = [argument.removeprefix("recipe=").strip("'\"") for argument in recipe]
     if len(chosen) > 1:
         raise UserError(
             f"recipe= is set more than once: {', '.join(chosen)}.",
@@ -113,11 +114,10 @@ def _read(
 
     from seqtk.cli import compose  # importing Hydra takes 0.4 s; an unknown recipe is reported before that
 
-    settings = [argument for argument in rest if not (recipes and argument.startswith("recipe="))]
     malformed = [
         argument for argument in rest if argument.startswith("-") or not ("=" in argument or argument.startswith("~"))
     ]
-    overrides = compose.parse_overrides([argument for argument in settings if argument not in malformed])
+    overrides = compose.parse_overrides([argument for argument in rest if argument not in (*recipe, *malformed)])
     groups, overrides = compose.split_groups(overrides, path)
     if first and positional:
         overrides.insert(0, compose.Override(first, positional if several else positional[0], text=""))
@@ -160,11 +160,6 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
         else:
             rest.append(argument)
     return action, rest
-
-
-def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
-    """Returns the text after `key=` of each argument that sets `key`."""
-    return [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith(f"{key}=")]
 
 
 @contextlib.contextmanager

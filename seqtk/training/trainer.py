@@ -284,14 +284,12 @@ class Trainer:
         made, overflow = self.interval.judge(values)
         if self._skips_on_device:
             self._step(norm, skip=~made)
-            if self.streams:
-                self.streams.restore(states, unless=made)
         elif bool(made):
             self._step(norm)
         else:
-            if self.streams:
-                self.streams.states = states
             self.interval.has_failed = not bool(overflow)
+        if self.streams:
+            self.streams.restore(states, unless=made)
         if self.loss_scale is not None:
             self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
