@@ -77,7 +77,8 @@ def save_checkpoint(run: "Trainer") -> None:
     run.writer.wait()
     weights = tensors_of(run.model)
     found = run.engine.gather(first_bad({name: local_part(weight) for name, weight in weights.items()}))
-    for bad in filter(None, found):
+    bad = next(filter(None, found), None)
+    if bad is not None:
         raise NotFiniteError(f"The weight {bad} is not finite after update {run.state.update:,}.", advice(run))
     streams = run.streams and run.streams.gather()
     model = _gathered(run, weights)

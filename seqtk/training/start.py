@@ -1,7 +1,7 @@
 """Loads the initial state of a run: from its last checkpoint, or from a different run (`init_from`, `reset`)."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,7 @@ def start_from(run: "Trainer", path: str) -> Start:
     """
     config = run.config
     kept = [part for part in PARTS if part not in config.reset]
-    if kept:
-        _check_has_state(path)
-        saved, damage = _read(path, partial(load_checkpoint, empty=_allocator(run)), run)
-    else:
-        saved, damage = _read(path, partial(_weights_only, path, run.state), run, prefers="best.safetensors")
+    saved, damage = _read(path, run, with_state=bool(kept))
     taken = transfer(
         saved.model, run.model, drawn=run.full_weights(), assets=run.task.assets(), source=f"init_from={path}"
     )
@@ -180,48 +176,39 @@ def start_from(run: "Trainer", path: str) -> Start:
     return Start(replace(saved, optimizer=optimizer, average=average, streams=streams, state=state), notes)
 
 
-def _weights_only(init_from: str, state: TrainState, path: Path) -> Checkpoint:
-    """Reads the model at `path`. Returns it as a checkpoint of `init_from` with the initial state of a run."""
-    return Checkpoint(Path(init_from), model_file.read(path, key="init_from"), {}, state, None, {})
+def _read(path: str, run: "Trainer", *, with_state: bool) -> tuple[Checkpoint, str]:
+    """Reads the checkpoint at `path`, the value of `init_from`, or only its weights and the initial state of `run`.
 
+    If only the weights of a run are read, they are those of its best model, if there is one. If the latest checkpoint
+    is damaged, an older one is read.
 
-def _latest(path: str) -> Path | None:
-    """Returns the latest checkpoint if `path` is the folder of a run, otherwise None."""
+    Returns:
+        (the checkpoint, a warning if newer checkpoints are damaged, else "").
+
+    Raises:
+        UserError: If the state is not stored at `path`, or if no checkpoint or model can be read.
+    """
+
+    def load(place: Path) -> Checkpoint:
+        if with_state:
+            return load_checkpoint(place, empty=_allocator(run))
+        return Checkpoint(Path(path), model_file.read(place, key="init_from"), {}, run.state, None, {})
+
+    is_best = not with_state and (Path(path) / "best.safetensors").is_file()
     try:
-        return latest_checkpoint(Path(path))
+        latest = None if is_best else latest_checkpoint(Path(path))
     except UserError as error:
         advice = "Set init_from to one of these checkpoints, or to a different model."
         raise UserError(*str(error).splitlines()[:2], advice) from error
-
-
-def _check_has_state(path: str) -> None:
-    """Raises UserError unless `path` is a checkpoint or the folder of a run with checkpoints."""
-    if _latest(path) is None and not (Path(path) / "state.json").is_file():
+    if latest is not None:
+        return load_latest(latest, load, gather=run.engine.gather, otherwise="Set init_from to a different model.")
+    if with_state and not (Path(path) / "state.json").is_file():
         model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
         raise UserError(
             f"init_from={path} contains only weights, so the parts that reset= does not list cannot be kept.",
             "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
         )
-
-
-def _read(
-    path: str, load: Callable[[Path], Checkpoint], run: "Trainer", *, prefers: str | None = None
-) -> tuple[Checkpoint, str]:
-    """Reads the model or checkpoint at `path`. If the latest checkpoint of a run is damaged, reads an older one.
-
-    Args:
-        path: The value of `init_from`.
-        load: Reads a model or a checkpoint.
-        run: The new run.
-        prefers: If the folder of a run contains this file, it is read instead of the checkpoints.
-
-    Returns:
-        (the result of `load`, a warning if newer checkpoints are damaged, else "").
-    """
-    latest = None if prefers and (Path(path) / prefers).is_file() else _latest(path)
-    if latest is None:
-        return load(Path(path)), ""
-    return load_latest(latest, load, gather=run.engine.gather, otherwise="Set init_from to a different model.")
+    return load(Path(path)), ""
 
 
 def _check_kept(kept: Sequence[str], saved: Checkpoint, run: "Trainer") -> TrainConfig:
