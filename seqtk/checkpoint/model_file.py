@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
     file = find(path, key=key)
     tensors, metadata = load_tensors(file)
     if not {"config", "assets", "info"} <= metadata.keys():
-        if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
+        if any("/" in name for name in tensors):
             raise UserError(f"{file} contains the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
         raise UserError(f"{file} is a safetensors file, but not a model of seqtk.")
     contents = contents_of(tensors, metadata, source=str(file))

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -275,14 +274,6 @@ class Logger:
     def histogram(self, name: str, update: int, values: Tensor) -> None:
         for sink in self.sinks:
             sink.histogram(name, update, values)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for sink in self.sinks:

@@ -14,7 +14,7 @@ run then returns to the state before the failed update, and repeats the update t
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ class Trainer:
         config, start = self.config, self.state
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
-        with Logger(sinks, run) as self.log, self.stop.caught(self._last_update), self.writer:
+        with closing(Logger(sinks, run)) as self.log, self.stop.caught(self._last_update), self.writer:
             if self.engine.is_first:
                 self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._planned = self.plan()
