@@ -18,7 +18,7 @@ FEW = 6
 """The maximum number of choices that are listed in the row of a slot. Longer lists are at the end of the page."""
 
 
-def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
+def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None) -> str:
     """Returns the help page of a command. It shows the values of `config`."""
     title, _, body = inspect.cleandoc(about).partition("\n")
     head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""

@@ -239,7 +239,7 @@ def seed_dropout(seed: int, update: int, rank: int, *, device: torch.device) -> 
         torch.get_device_module(device).manual_seed(derived)
 
 
-def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
+def start_engine(config: EngineConfig | None = None, *, device: str) -> Engine:
     """Starts the engine of `config`, or `ddp` if it is None. A single process uses `none` instead of such engines."""
     if config is None:
         config = engines.config_type("ddp")()

@@ -87,7 +87,7 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
     return Failure(update, training, scale, ranks), contents
 
 
-def replay(path: str, *, device: str = "auto") -> Iterator[str]:
+def replay(path: str, *, device: str) -> Iterator[str]:
     """Repeats the failure in a replay file. Yields lines about the result and the first tensor that is not finite.
 
     Raises:

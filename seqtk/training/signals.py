@@ -28,7 +28,7 @@ class StopSignal:
         hours: The number of hours after which the run stops, as if it received SIGUSR1. 0: no limit.
     """
 
-    def __init__(self, engine: Engine, *, hours: float = 0.0) -> None:
+    def __init__(self, engine: Engine, *, hours: float) -> None:
         self.engine = engine
         self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
         self.is_late = False

@@ -25,7 +25,7 @@ class StreamState:
         UserError: If there are more micro-batches than streams.
     """
 
-    def __init__(self, streams: int, *, world: Engine, update_freq: int = 1) -> None:
+    def __init__(self, streams: int, *, world: Engine, update_freq: int) -> None:
         if streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",

@@ -17,7 +17,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(names)}." if names else "No names are known."
 
 
-def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
+def nearest_key(name: str, here: Iterable[str], below: Iterable[str], *, prefix: str = "") -> str:
     """Returns the last line of an error about an unknown key: the most similar key, or the known keys if they are few.
 
     Only the last part of a known dotted key is compared with `name`: `c` of `a.b.c`.
