@@ -133,10 +133,6 @@ class AftFull(Resizable, AftSimple):
         self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
         self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def weights(self, length: int) -> tuple[Tensor, ...]:
         """Returns exp(w_TT), each row divided by its largest element or by 1, whichever is larger."""
         with without_autocast(self.position_key):

@@ -116,8 +116,9 @@ class Attention(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest input that the layer accepts, or None if it accepts any length."""
-        return None
+        """The longest input that the layer accepts: the setting `max_length`, or None if there is no such setting."""
+        longest: int | None = getattr(self.config, "max_length", None)
+        return longest
 
     def aux_loss(self) -> Tensor | None:
         """Returns a penalty on the weights that is added to the training loss once per update, or None."""

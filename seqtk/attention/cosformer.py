@@ -34,10 +34,6 @@ class CosformerAttention(KernelAttention):
     count from the starts of the two sequences. No parameters besides the projections. O(T E D) time, O(T D) memory.
     """
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
         position_T1 = torch.arange(first, first + x_BHTE.shape[2], device=x_BHTE.device)[:, None]
         angle_T1 = position_T1.to(x_BHTE.dtype) * (math.pi / 2 / self.config.max_length)

@@ -48,10 +48,6 @@ class Gmlp(Resizable, Attention):
         self.spatial_bias = nn.Parameter(torch.ones(config.max_length))
         self.out = xavier_linear(inner, dim, bias=config.bias)
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:

@@ -59,10 +59,6 @@ class LinformerAttention(Resizable, HeadedAttention):
         rank, length = self.config.rank, self.config.max_length
         return nn.Parameter(torch.randn(maps, rank, length) / math.sqrt(rank + length))
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:

@@ -59,10 +59,6 @@ class SinkhornAttention(HeadedAttention):
         self.add_projections()
         self.sort = self.projection(dim, self.heads * -(-config.max_length // config.block))
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:

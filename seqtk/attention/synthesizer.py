@@ -60,10 +60,6 @@ class SynthesizerAttention(Resizable, HeadedAttention):
         self.value = self.projection(dim)
         self.out = self.projection(dim)
 
-    @property
-    def max_length(self) -> int | None:
-        return int(self.config.max_length)
-
     def average(self, logits: LogitSpec, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         """Returns y_BHTE = softmax(logits) V over the visible positions."""
         causal = self.role is Role.CAUSAL
