@@ -30,7 +30,6 @@ from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModeli
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.utils.errors import UserError
 from seqtk.utils.file_kinds import describe
-from seqtk.utils.suggestions import nearest
 
 REFUSED = {
     "adaptive_input": "adaptive input embeddings",
@@ -199,12 +198,6 @@ def _config(options: Options) -> TransformerConfig:
         shared = "all"
     elif options.get("share_decoder_input_output_embed", False):
         shared = "decoder"
-    activation = options.get("activation_fn", "relu")
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"{options.where} was trained with activation_fn={activation}, which is not supported.",
-            nearest(str(activation), ACTIVATIONS),
-        )
     pre_norm = options.both("normalize_before")
     learned = options.both("learned_pos")
     with_positions = not options.get("no_token_positional_embeddings", False)
@@ -238,7 +231,7 @@ def _config(options: Options) -> TransformerConfig:
         pre_norm=pre_norm,
         scale_embedding=not options.get("no_scale_embedding", False),
         norm_embedding=bool(options.get("layernorm_embedding", False)),
-        activation=ACTIVATIONS[activation],
+        activation=options.known("activation_fn", ACTIVATIONS, "relu"),
         dropout=options.number("dropout", 0.1),
         activation_dropout=options.number("activation_dropout", 0.0) or options.number("relu_dropout", 0.0),
     )

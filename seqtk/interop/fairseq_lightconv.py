@@ -4,7 +4,6 @@ from seqtk.attention.convolution import DynamicConvConfig, LightweightConvConfig
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.stacks import Pattern
 from seqtk.utils.errors import UserError
-from seqtk.utils.suggestions import nearest
 
 TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
     "dynamic": DynamicConvConfig,
@@ -19,19 +18,15 @@ def is_lightconv(options: Options) -> bool:
 
 def convolutions(options: Options, *, stack: str) -> Pattern:
     """Returns the config of the convolution in each block of `stack`, encoder or decoder."""
-    kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
-    if kind not in TYPES:
-        raise UserError(
-            f"{options.where} was trained with {stack}_conv_type={kind}, which is not supported.",
-            nearest(str(kind), TYPES),
-        )
+    config_type = options.known(f"{stack}_conv_type", TYPES, "None")
+    width = options.size(f"{stack}_embed_dim")
     if options.get(f"{stack}_conv_dim", width) != width:
         raise UserError(
             f"{options.where} has {stack}_conv_dim={options.size(f'{stack}_conv_dim')}, but {stack}_embed_dim={width}.",
             "seqtk's convolutions have the width of the model, so this model cannot be imported.",
         )
     return tuple(
-        TYPES[kind](
+        config_type(
             heads=options.size(f"{stack}_attention_heads"),
             kernel_size=size,
             glu=bool(options.get(f"{stack}_glu", True)),

@@ -1,7 +1,7 @@
 """Imports fairseq's language models. Imported models compute the features and scores of fairseq."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,14 +14,8 @@ from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.utils.errors import UserError
-from seqtk.utils.suggestions import nearest
 
-BREAK_MODES: dict[str, BreakMode] = {
-    "none": "none",
-    "complete": "complete",
-    "complete_doc": "complete_doc",
-    "eos": "eos",
-}
+BREAK_MODES: dict[str, BreakMode] = {mode: mode for mode in get_args(BreakMode)}
 
 REFUSED = {
     "add_bos_token": "samples that begin with bos",
@@ -68,7 +62,7 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
         state=seqtk_state(state, model, where=where),
         vocabulary=vocabulary,
         tokens_per_sample=int(options.number("tokens_per_sample", 1024)),
-        break_mode=BREAK_MODES[_known(options, "sample_break_mode", BREAK_MODES, default="none")],
+        break_mode=options.known("sample_break_mode", BREAK_MODES, "none"),
         label_smoothing=file.label_smoothing,
         updates=file.updates,
     )
@@ -106,18 +100,8 @@ def _config(options: Options, *, vocabulary: int) -> TransformerLMConfig:
         final_norm=not options.get("no_decoder_final_norm", False),
         scale_embedding=not options.get("no_scale_embedding", False),
         norm_embedding=bool(options.get("layernorm_embedding", False)),
-        activation=ACTIVATIONS[_known(options, "activation_fn", ACTIVATIONS, default="relu")],
+        activation=options.known("activation_fn", ACTIVATIONS, "relu"),
         dropout=options.number("dropout", 0.1),
         activation_dropout=options.number("activation_dropout", 0.0) or options.number("relu_dropout", 0.0),
         layer_drop=options.number("decoder_layerdrop", 0.0),
     )
-
-
-def _known(options: Options, name: str, known: Mapping[str, str], *, default: str) -> str:
-    """Returns the value of an option. Raises UserError unless it is in `known`."""
-    value = str(options.get(name, default))
-    if value not in known:
-        raise UserError(
-            f"{options.where} was trained with {name}={value}, which is not supported.", nearest(value, known)
-        )
-    return value

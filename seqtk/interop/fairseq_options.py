@@ -1,10 +1,13 @@
 """Reads the options in a checkpoint of any version of fairseq. Checks values, because the file is not trusted."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from seqtk.interop.unpickle import plain
 from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
+
+T = TypeVar("T")
 
 SIDES = (("source", "encoder"), ("target", "decoder"))
 
@@ -38,6 +41,15 @@ class Options:
 
     def size(self, name: str) -> int:
         return int(self.number(name))
+
+    def known(self, name: str, known: Mapping[str, T], default: str) -> T:
+        """Returns the entry of `known` for the value of an option. Raises UserError if there is none."""
+        value = str(self.get(name, default))
+        if value not in known:
+            raise UserError(
+                f"{self.where} was trained with {name}={value}, which is not supported.", nearest(value, known)
+            )
+        return known[value]
 
     def refuse(self, refused: Mapping[str, str], *, model: str) -> None:
         """Raises UserError if an option in `refused` or REFUSED is set, or the decoder projects its input or output."""
