@@ -22,11 +22,11 @@ from torch import Tensor
 from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows
 from seqtk.data.blocks import collate_blocks, prompts
 from seqtk.data.plan import BatchingConfig, ordered_batches
-from seqtk.data.vocabulary import EOS
+from seqtk.data.vocabulary import EOS, Vocabulary
 from seqtk.generation.config import SearchConfig
-from seqtk.generation.length_limits import longest_source, longest_target
+from seqtk.generation.length_limits import length_limit
 from seqtk.generation.scoring import score
-from seqtk.generation.search import BannedTokens, Hypothesis, search
+from seqtk.generation.search import Hypothesis, search
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
 from seqtk.utils.memory import keep_freed_memory
@@ -82,7 +82,7 @@ class BatchTranslator:
     """Translates a batch of sentences, or scores their targets. Worker processes receive a pickled copy."""
 
     models: tuple[Model, ...]
-    vocabulary: BannedTokens
+    vocabulary: Vocabulary
     search: SearchConfig = SearchConfig()
     score_targets: bool = False
     device: torch.device = torch.device("cpu")
@@ -108,7 +108,7 @@ class BatchTranslator:
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
         """Replaces sentences that exceed the maximum length of a model by truncated copies."""
-        source, target = longest_source(self.models), longest_target(self.models)
+        source, target = length_limit(self.models, "source"), length_limit(self.models, "target")
         return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
 
     def _truncate(self, sentence: Sentence, *, source: int | None, target: int | None) -> Sentence:

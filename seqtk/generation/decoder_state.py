@@ -14,7 +14,7 @@ from seqtk.attention import State, StepState
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.blocks import prompts
 from seqtk.data.vocabulary import EOS
-from seqtk.generation.length_limits import longest_target
+from seqtk.generation.length_limits import length_limit
 from seqtk.models.base import Model
 
 
@@ -30,7 +30,7 @@ class PartialHypotheses:
         self.states = [ModelState(model, batch) for model in models]
         self.tokens_RT = torch.empty(rows, 0, dtype=torch.long, device=device)
         self.scores_RT = torch.empty(rows, 0, device=device)
-        self._longest = longest_target(models) if isinstance(batch, LanguageBatch) else None
+        self._longest = length_limit(models, "target") if isinstance(batch, LanguageBatch) else None
         self._read = 0
 
     def next_log_probs(self, *, temperature: float) -> Tensor:

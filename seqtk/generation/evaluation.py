@@ -20,7 +20,7 @@ from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.sources import Items
 from seqtk.data.streams import stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
-from seqtk.generation.length_limits import longest_target
+from seqtk.generation.length_limits import length_limit
 from seqtk.generation.scoring import check_not_nan
 from seqtk.models.base import Model, rows_of
 from seqtk.utils.errors import UserError
@@ -123,7 +123,7 @@ def _stream_positions(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArra
 def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
     if any(model.training for model in models):
         raise ValueError("the models must be in eval mode")
-    longest, limit = int(blocks.sizes_ND.max(initial=0)), longest_target(models)
+    longest, limit = int(blocks.sizes_ND.max(initial=0)), length_limit(models, "target")
     if limit is not None and longest > limit:
         raise UserError(
             f"A sample has {longest:,} tokens, but the model reads at most {limit:,}.",

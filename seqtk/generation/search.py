@@ -5,12 +5,12 @@ P prefix length.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.beams import beam_search
 from seqtk.generation.config import SearchConfig as SearchConfig
 from seqtk.generation.constraints import Constraints
@@ -20,21 +20,13 @@ from seqtk.generation.scoring import Hypothesis as Hypothesis
 from seqtk.models.base import Model
 
 
-class BannedTokens(Protocol):
-    """Protocol of objects that define which tokens a search never produces, such as `Vocabulary`."""
-
-    @property
-    def never_generated(self) -> list[int]:
-        """The ids of tokens that are never produced. They must include PAD."""
-
-
 @torch.no_grad()
 def search(
     models: Sequence[Model],
     batch: TranslationBatch | LanguageBatch,
     config: SearchConfig,
     *,
-    vocabulary: BannedTokens,
+    vocabulary: Vocabulary,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns hypotheses for each row of `batch`: at most `nbest` from beam search, or `nbest` samples.
@@ -43,7 +35,7 @@ def search(
         models: One model, or several, whose probabilities are averaged. They must be in evaluation mode.
         batch: The sources. For language models, a batch of empty rows, one for each prompt.
         config: The settings.
-        vocabulary: Defines the tokens that are never produced.
+        vocabulary: The vocabulary of the outputs. Its `never_generated` tokens are not produced.
         prefix_BP: Tokens that each output must begin with, padded with PAD. For language models, the prompts.
 
     Raises:

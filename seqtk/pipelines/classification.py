@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqtk.data.batch import Batch
 from seqtk.data.plan import BatchingConfig, ordered_batches
+from seqtk.generation.length_limits import length_limit
 from seqtk.generation.scoring import check_not_nan
 from seqtk.pipelines.base import DECODING_BATCH, Pipeline
 from seqtk.tasks.classification import ClassificationTask, Ids
@@ -83,8 +84,7 @@ class ClassificationPipeline(Pipeline):
             first: The number of the first text in errors.
         """
         truncate = self.task.config.truncate if truncate is None else truncate
-        limits = [model.length_limit("source") for model in self.models]
-        limit = min((limit for limit in limits if limit is not None), default=None)
+        limit = length_limit(self.models, "source")
         numbered = enumerate(texts, first)
         while group := list(itertools.islice(numbered, window)):
             rows, truncated = [], []

@@ -14,7 +14,6 @@ from seqtk.config import schema
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.encoder_batches import ClassBatch
 from seqtk.data.vocabulary import EOS, PAD
-from seqtk.generation.length_limits import longest_target
 from seqtk.models import build_model, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
@@ -184,9 +183,9 @@ def test_segments_with_recurrent_state_equal_whole_text() -> None:
             stepped_B1D, state = model.step(token_B, state)
         torch.testing.assert_close(stepped_B1D[:, 0], features_BTD[:, -1], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(torch.cat(parts, 1), wanted_BTD, rtol=1e-10, atol=1e-10)
-    assert longest_target([model]) is None
+    assert model.length_limit("target") is None
     mixed = tiny(replace(TINY, positions="none", attention=(memory, SoftmaxConfig())))
-    assert longest_target([mixed]) == TINY.max_length
+    assert mixed.length_limit("target") == TINY.max_length
     assert [leaf is None for leaf in mixed(batch_of(rows()))[1]] == [False, True]
 
 

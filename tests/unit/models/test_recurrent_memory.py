@@ -10,7 +10,6 @@ from seqtk.attention.linear import LinearConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.data.batch import LanguageBatch
-from seqtk.generation.length_limits import longest_target
 from seqtk.models import models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.recurrent_memory import RecurrentMemoryLM, RecurrentMemoryLMConfig
@@ -116,8 +115,9 @@ def test_features_do_not_depend_on_later_tokens() -> None:
 
 
 def test_too_long_segments_are_refused() -> None:
-    assert longest_target([tiny(VARIANTS["other layers"])]) is None
-    assert longest_target([TransformerLM(TransformerLMConfig(dim=16, heads=2), vocabulary=VOCABULARY)]) == 1024
+    assert tiny(VARIANTS["other layers"]).length_limit("target") is None
+    model = TransformerLM(TransformerLMConfig(dim=16, heads=2), vocabulary=VOCABULARY)
+    assert model.length_limit("target") == 1024
     short: dict[str, Any] = {"attention": (SoftmaxConfig(), SynthesizerDenseConfig(max_length=9))}
     with pytest.raises(UserError, match=r"attention\.max_length=9"):
         tiny(replace(TINY, **short))
