@@ -167,11 +167,11 @@ def _german_verb(clause: Clause) -> tuple[str, str, str]:
     infinitive, participle = verb.german[3:]
     if clause.modal:
         return clause.modal.german[person], "", verb.particle + infinitive
-    if clause.tense is Tense.PAST and not verb.preterite:
-        auxiliary = ("bin", "bist", "ist", "sind") if verb.sein else ("habe", "hast", "hat", "haben")
-        return auxiliary[person], "", verb.particle + participle
     if clause.tense is Tense.PAST and verb.preterite:
         return verb.preterite[person], verb.particle, verb.particle
+    if clause.tense is Tense.PAST:
+        auxiliary = ("bin", "bist", "ist", "sind") if verb.sein else ("habe", "hast", "hat", "haben")
+        return auxiliary[person], "", verb.particle + participle
     present = "sind" if verb is BE and person is Person.MANY else verb.german[person]
     return present, verb.particle, verb.particle
 

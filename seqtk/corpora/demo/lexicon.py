@@ -3,6 +3,8 @@
 Weights are relative frequencies within a list. Words with a weight below 0.5 are rare in the training text.
 """
 
+from typing import Any
+
 from seqtk.corpora.demo.words import Adjective, Aspect, Case, Gender, Kind, Modal, Name, Noun, Object, Verb
 
 M, F, N = Gender.MASCULINE, Gender.FEMININE, Gender.NEUTER
@@ -18,56 +20,16 @@ THING = GOODS | Kind.PORTABLE | VEHICLE
 
 
 def _noun(
-    english: str,
-    german: str,
-    gender: Gender,
-    kind: Kind,
-    weight: float = 1.0,
-    *,
-    oblique: str = "",
-    at: str = "",
-    owned: bool | None = None,
+    english: str, german: str, gender: Gender, kind: Kind, weight: float = 1.0, *, at: str = "", **others: Any
 ) -> Noun:
     english_at, _, german_at = at.partition(" ")
-    return Noun(
-        tuple(english.split()), tuple(german.split()), gender, kind, weight, oblique, owned, (english_at, german_at)
-    )
+    at_both = (english_at, german_at)
+    return Noun(tuple(english.split()), tuple(german.split()), gender, kind, weight, at=at_both, **others)
 
 
-def _verb(
-    english: str,
-    german: str,
-    *objects: Object,
-    particle: str = "",
-    sein: bool = False,
-    subject: Kind = PERSON,
-    aspect: Aspect = Aspect.ACTIVITY,
-    preterite: str = "",
-    weight: float = 1.0,
-    goal: Kind | None = None,
-    place: float = 0.0,
-    company: float = 0.0,
-) -> Verb:
-    base, third, ing, past = (form.replace("_", " ") for form in english.split())
-    ich, du, er, infinitive, participle = german.split()
-    old: tuple[str, str, str, str] | None = None
-    if preterite:
-        old_ich, old_du, old_er, old_wir = preterite.split()
-        old = (old_ich, old_du, old_er, old_wir)
-    return Verb(
-        (base, third, ing, past),
-        (ich, du, er, infinitive, participle),
-        particle,
-        sein,
-        subject,
-        objects,
-        aspect,
-        old,
-        weight,
-        goal,
-        place,
-        company,
-    )
+def _verb(english: str, german: str, *objects: Object, preterite: str = "", **others: Any) -> Verb:
+    forms = tuple(form.replace("_", " ") for form in english.split())
+    return Verb(forms, tuple(german.split()), objects=objects, preterite=tuple(preterite.split()), **others)
 
 
 NOUNS = (

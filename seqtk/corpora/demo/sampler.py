@@ -59,14 +59,14 @@ def adjectives_of(kind: Kind) -> tuple[tuple[Adjective, ...], tuple[float, ...]]
     return adjectives, weights(adjectives)
 
 
-def surnames() -> tuple[Name, ...]:
-    """Returns all compound surnames, once as a man's name and once as a woman's."""
-    pairs = [(head, tail) for head in lexicon.SURNAME_HEADS for tail in lexicon.SURNAME_TAILS]
-    names = [head + tail for head, tail in pairs if not tail.startswith(head.lower())]
-    return tuple(Name(name, name, gender) for name in names for gender in (Gender.MASCULINE, Gender.FEMININE))
-
-
-SURNAMES = surnames()
+SURNAMES = tuple(
+    Name(head + tail, head + tail, gender)
+    for head in lexicon.SURNAME_HEADS
+    for tail in lexicon.SURNAME_TAILS
+    if not tail.startswith(head.lower())
+    for gender in (Gender.MASCULINE, Gender.FEMININE)
+)
+"""All compound surnames, once as a man's name and once as a woman's."""
 
 
 def weights(items: Iterable[Weighted]) -> tuple[float, ...]:

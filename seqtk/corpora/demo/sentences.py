@@ -78,10 +78,7 @@ def reason(draw: Sampler) -> Pair:
     english, german = draw.one_of(BECAUSE)
     again = pronoun_for(main.subject) if draw.chance(0.6) else None
     side = draw.description(again or draw.subject()) if draw.chance(0.4) else draw.clause(subject=again, adverbs=0.2)
-    return (
-        f"{english_statement(main)} {english} {english_statement(side)} .",
-        f"{german_statement(main)} , {german} {german_verb_last(side)} .",
-    )
+    return _with_side_clause(main, f"{english} ", f"{german} ", side)
 
 
 def condition(draw: Sampler) -> Pair:
@@ -100,10 +97,7 @@ def report(draw: Sampler) -> Pair:
     verb = draw.one_of(lexicon.SAYING)
     main = draw.clause(verb=verb, negation=0.15)
     side = draw.description() if draw.chance(0.25) else draw.clause(adverbs=0.4, negation=0.05)
-    return (
-        f"{english_statement(main)} that {english_statement(side)} .",
-        f"{german_statement(main)} , dass {german_verb_last(side)} .",
-    )
+    return _with_side_clause(main, "that ", "dass ", side)
 
 
 def indirect_question(draw: Sampler) -> Pair:
@@ -112,15 +106,8 @@ def indirect_question(draw: Sampler) -> Pair:
     main = draw.clause(verb=verb, negation=0.3 if verb is not lexicon.ASK else 0, adverbs=0.3)
     if draw.chance(0.5):
         side = draw.description() if draw.chance(0.3) else draw.clause(adverbs=0, negation=0)
-        return (
-            f"{english_statement(main)} whether {english_statement(side)} .",
-            f"{german_statement(main)} , ob {german_verb_last(side)} .",
-        )
-    side = _asked(draw, draw.clause(adverbs=0, negation=0))
-    return (
-        f"{english_statement(main)} {english_statement(side)} .",
-        f"{german_statement(main)} , {german_verb_last(side)} .",
-    )
+        return _with_side_clause(main, "whether ", "ob ", side)
+    return _with_side_clause(main, "", "", _asked(draw, draw.clause(adverbs=0, negation=0)))
 
 
 def intention(draw: Sampler) -> Pair:
@@ -148,14 +135,10 @@ def contrast(draw: Sampler) -> Pair:
     """Draws a sentence such as *Anna is tired, but Ben is dancing.*"""
     first = draw.description() if draw.chance(0.4) else draw.clause(adverbs=0.2)
     second = draw.description() if draw.chance(0.3) else draw.clause(adverbs=0.2)
-    if draw.chance(0.5):
-        return (
-            f"{english_statement(first)} , but {english_statement(second)} .",
-            f"{german_statement(first)} , aber {german_statement(second)} .",
-        )
+    english, german = (", but", ", aber") if draw.chance(0.5) else ("and", "und")
     return (
-        f"{english_statement(first)} and {english_statement(second)} .",
-        f"{german_statement(first)} und {german_statement(second)} .",
+        f"{english_statement(first)} {english} {english_statement(second)} .",
+        f"{german_statement(first)} {german} {german_statement(second)} .",
     )
 
 
@@ -235,6 +218,14 @@ def copula(draw: Sampler) -> Pair:
     """Draws a sentence such as *The bridge is very old.*"""
     clause = draw.description()
     return english_statement(clause) + " .", german_statement(clause) + " ."
+
+
+def _with_side_clause(main: Clause, english: str, german: str, side: Clause) -> Pair:
+    """Returns a statement, and a subordinate clause with its conjunctions, which end in a space if there are any."""
+    return (
+        f"{english_statement(main)} {english}{english_statement(side)} .",
+        f"{german_statement(main)} , {german}{german_verb_last(side)} .",
+    )
 
 
 def _asked(draw: Sampler, clause: Clause) -> Clause:

@@ -99,16 +99,16 @@ class Object:
 @dataclass(frozen=True)
 class Verb:
     """A verb. `english`: base, third person, -ing, past. `german`: ich, du, er, infinitive, participle, all without
-    the separable `particle`; `preterite` (ich, du, er, wir) replaces the perfect where German prefers it."""
+    the separable `particle`; `preterite` (ich, du, er, wir), if any, replaces the perfect where German prefers it."""
 
-    english: tuple[str, str, str, str]
-    german: tuple[str, str, str, str, str]
+    english: tuple[str, ...]
+    german: tuple[str, ...]
     particle: str = ""
     sein: bool = False
     subject: Kind = Kind.PERSON
     objects: tuple[Object, ...] = ()
     aspect: Aspect = Aspect.ACTIVITY
-    preterite: tuple[str, str, str, str] | None = None
+    preterite: tuple[str, ...] = ()
     weight: float = 1.0
     goal: Kind | None = None  # the destination of a verb of motion: a PLACE or a CITY
     place: float = 0.0  # probability of a place
