@@ -1,11 +1,9 @@
 """Reads and writes gray PNG images, and reads the batches of CIFAR-10, without Pillow and without unpickling."""
 
-import io
 import pickletools
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,14 +141,6 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
             "For safety, seqtk does not unpickle files, so it cannot read every format. Use cifar-10-binary.tar.gz.",
         )
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, CIFAR_PIXELS), np.array(labels)
-
-
-def read_npy(content: bytes) -> npt.NDArray[Any]:
-    """Returns the array in the content of an `.npy` file.
-
-    Raises ValueError if it is damaged or would have to be unpickled.
-    """
-    return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:

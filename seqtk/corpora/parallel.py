@@ -37,28 +37,17 @@ _FRENCH_TRAINING = (
 
 def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
     """Returns newstest2013 and newstest2014 (the full set) from English to `lang`, as SGML files."""
-    names = [(2013, "test/newstest2013-src.{}.sgm", side) for side in ("en", lang)]
-    full = [
-        (2014, f"test-full/newstest2014-{lang}en-{role}.{{}}.sgm", side)
-        for role, side in (("src", "en"), ("ref", lang))
-    ]
-    members = [
-        tuple(
-            RemoteFile(
-                name.format(side),
-                also=(
-                    f"newstest{year}.{side}",
-                    f"newstest{year}.en-{lang}.{side}",
-                    f"newstest{year}.full.en-{lang}.{side}",
-                ),
-            )
-            for year, name, side in group
-        )
-        for group in (names, full)
-    ]
+
+    def member(name: str, year: int, side: str) -> RemoteFile:
+        also = (f"{side}", f"en-{lang}.{side}", f"full.en-{lang}.{side}")
+        return RemoteFile(f"{name}.{side}.sgm", also=tuple(f"newstest{year}.{ending}" for ending in also))
+
+    valid = tuple(member("test/newstest2013-src", 2013, side) for side in ("en", lang))
+    roles = {"src": "en", "ref": lang}
+    test = tuple(member(f"test-full/newstest2014-{lang}en-{role}", 2014, side) for role, side in roles.items())
     return (
-        RemoteFile(f"{_STATMT}/wmt13/test.tgz", digest="md5:48eca5d02f637af44e85186847141f67", members=members[0]),
-        RemoteFile(f"{_STATMT}/wmt14/test-full.tgz", digest="md5:a8cd784e006feb32ac6f3d9ec7eb389a", members=members[1]),
+        RemoteFile(f"{_STATMT}/wmt13/test.tgz", digest="md5:48eca5d02f637af44e85186847141f67", members=valid),
+        RemoteFile(f"{_STATMT}/wmt14/test-full.tgz", digest="md5:a8cd784e006feb32ac6f3d9ec7eb389a", members=test),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.corpora.images import read_npy, read_png, sheet, write_png
+from seqtk.corpora.images import read_png, sheet, write_png
 from seqtk.corpora.local import find_text, missing_file
 from seqtk.corpora.lra import listops, pathfinder
 from seqtk.corpora.lra.listops import Expressions, ListOpsShape
@@ -283,7 +283,7 @@ def _metadata(path: Path) -> list[tuple[str, int]]:
     content = path.read_bytes()
     try:
         if content.startswith(b"\x93NUMPY"):
-            lines = [[str(cell) for cell in row] for row in read_npy(content)]
+            lines = [[str(cell) for cell in row] for row in np.load(path, allow_pickle=False)]
         else:
             lines = [line.split() for line in content.decode().splitlines()]
         rows = [(f"{line[0]}/{line[1]}", int(float(line[3]))) for line in lines if line]
