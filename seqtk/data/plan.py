@@ -247,7 +247,7 @@ def epoch_batches(
         share_N = np.maximum(share_N, 1 / config.max_sentences)
     window_N = (np.cumsum(share_N) / config.bucket).astype(np.int64)
     key_N = _snake_order(sizes_ND[order_N], first_N=window_N)
-    batches = _pack(order_N[np.argsort(key_N, kind="stable")], longest_N, config)
+    batches = pack(order_N[np.argsort(key_N, kind="stable")], longest_N, config)
     return [batches[place] for place in random.permutation(len(batches))]
 
 
@@ -259,28 +259,22 @@ def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexAr
     """
     _check(config)
     first_N = np.zeros(len(sizes_ND), dtype=np.int64)
-    return _pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), longest_side(sizes_ND), config)
+    return pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), longest_side(sizes_ND), config)
 
 
-def pack(
-    order: IndexArray,
-    sizes_N: SizeArray,
-    *,
-    max_tokens: int | None,
-    max_sentences: int | None = None,
-    multiple: int = 1,
-) -> list[IndexArray]:
-    """Splits `order` into consecutive batches, each as large as the limits allow.
+def pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list[IndexArray]:
+    """Splits `order` into consecutive batches, each as large as the limits of `config` allow.
 
     `sizes_N[i]` is the length of example i.
 
-    With `multiple` > 1, the number of examples in a batch is rounded down to a multiple of `multiple`, unless it is
-    smaller than `multiple`. The remaining examples start the next batch or, if the next example does not fit, are a
+    With `size_multiple` > 1, the number of examples in a batch is rounded down to a multiple of it, unless it is
+    smaller than the multiple. The remaining examples start the next batch or, if the next example does not fit, are a
     separate batch. An example that exceeds the limits is a separate batch. fairseq's batch_by_size does the same, but
     drops a last batch whose size is not a multiple.
     """
+    max_tokens, multiple = config.max_tokens, config.size_multiple
     lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
-    most = min(len(order), max_sentences or len(order))
+    most = min(len(order), config.max_sentences or len(order))
     counts = np.arange(1, most + 1)
     batches = []
     start = deferred_end = 0  # the batch starts at `start`; examples before `deferred_end` did not fit the batch before
@@ -373,16 +367,6 @@ def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | Non
 
 def _random(seed: int, epoch: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
-
-
-def _pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list[IndexArray]:
-    return pack(
-        order,
-        sizes_N,
-        max_tokens=config.max_tokens,
-        max_sentences=config.max_sentences,
-        multiple=config.size_multiple,
-    )
 
 
 def longest_side(sizes_ND: SizeArray) -> SizeArray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqtk.data.plan import pack
+from seqtk.data.plan import BatchingConfig, pack
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,8 @@ def test_batches_equal_fairseq(table: dict[str, Any], order: str) -> None:
     for case in table[f"over_{order}_order"]:
         arguments = case["arguments"]
         multiple = arguments["required_batch_size_multiple"]
-        batches = pack(
-            indices,
-            sizes,
-            max_tokens=arguments["max_tokens"],
-            max_sentences=arguments["max_sentences"],
-            multiple=multiple,
-        )
+        config = BatchingConfig(arguments["max_tokens"], None, arguments["max_sentences"], multiple)
+        batches = pack(indices, sizes, config)
         assert [batch.tolist() for batch in batches[: len(case["batches"])]] == case["batches"], arguments
         rest = batches[len(case["batches"]) :]
         assert len(rest) <= 1

@@ -30,27 +30,32 @@ def lists(batches: list[np.ndarray]) -> list[list[int]]:
     return [batch.tolist() for batch in batches]
 
 
+def packed(order: np.ndarray, sizes: np.ndarray, **limits: int | None) -> list[list[int]]:
+    return lists(pack(order, sizes, BatchingConfig(**limits)))  # type: ignore[arg-type]
+
+
 class TestPack:
     def test_batch_size_is_rows_times_longest_example(self) -> None:
         sizes = np.array([3, 4, 4, 5, 1])
-        assert lists(pack(np.arange(5), sizes, max_tokens=12)) == [[0, 1, 2], [3, 4]]
-        assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
-        assert lists(pack(np.arange(5), sizes, max_tokens=None, max_sentences=4)) == [[0, 1, 2, 3], [4]]
+        assert packed(np.arange(5), sizes, max_tokens=12) == [[0, 1, 2], [3, 4]]
+        assert packed(np.arange(5), sizes, max_tokens=12, max_sentences=2) == [[0, 1], [2, 3], [4]]
+        assert packed(np.arange(5), sizes, max_tokens=None, max_sentences=4) == [[0, 1, 2, 3], [4]]
 
     def test_packing_no_examples_gives_no_batch(self) -> None:
-        assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
+        assert packed(np.arange(0), np.arange(0), max_tokens=10) == []
 
     def test_example_longer_than_max_tokens_is_a_separate_batch(self) -> None:
-        assert lists(pack(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10)) == [[0], [1], [2, 3]]
-        assert lists(pack(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, multiple=2)) == [[0, 1], [2], [3]]
+        assert packed(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10) == [[0], [1], [2, 3]]
+        assert packed(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, size_multiple=2) == [[0, 1], [2], [3]]
 
     def test_rounding_to_multiples_drops_no_example(self) -> None:
-        batches = pack(np.arange(13), np.full(13, 5), max_tokens=None, max_sentences=8, multiple=8)
+        batches = packed(np.arange(13), np.full(13, 5), max_tokens=None, max_sentences=8, size_multiple=8)
         assert [len(batch) for batch in batches] == [8, 5]
-        assert [len(batch) for batch in pack(np.arange(20), np.full(20, 5), max_tokens=50, multiple=4)] == [8, 8, 4]
+        batches = packed(np.arange(20), np.full(20, 5), max_tokens=50, size_multiple=4)
+        assert [len(batch) for batch in batches] == [8, 8, 4]
 
     def test_empty_example_counts_as_one_token(self) -> None:
-        assert [len(batch) for batch in pack(np.arange(9), np.zeros(9, dtype=np.int32), max_tokens=4)] == [4, 4, 1]
+        assert [len(batch) for batch in packed(np.arange(9), np.zeros(9, dtype=np.int32), max_tokens=4)] == [4, 4, 1]
 
 
 class TestBatches:
