@@ -5,7 +5,6 @@ line, from 0) and `SPLIT.labels.npy` (the class of each item). Pairs of texts ar
 `second`.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,6 @@ import numpy.typing as npt
 
 from seqtk import __version__
 from seqtk.data.corpus import find_text
-from seqtk.data.indexed import IndexedDataset
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.labelled_arrays import is_array_file
 from seqtk.data.labelled_text import (
@@ -110,19 +108,11 @@ def write_texts(
         recorded = recorded or replace(config, train=None, valid=(), test=())
         # Only progress is reported, because messages would name the temporary files.
         preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))
+        data = DataBin(folder)
         for split in splits:
             label_N = np.array(labels[split], dtype=np.int64)
-            _save_labels(folder, split, label_N, len(classes), parts=_parts(folder, split, sides))
-
-
-def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
-    """Returns the number of items in each file of a split. With `shard_tokens`, `train` has files train, train1, …"""
-    suffix = f".{'-'.join(sides)}.{sides[0]}" if sides[0] else ""
-    further = (f"{split}{number}" for number in itertools.count(1)) if split == "train" else ()
-    names = itertools.chain(
-        [split], itertools.takewhile(lambda part: (folder / f"{part}{suffix}.idx").exists(), further)
-    )
-    return {name: len(IndexedDataset(folder / f"{name}{suffix}")) for name in names}
+            parts = {part: len(data.part(part, data.source_lang)) for part in data.parts(split, data.source_lang)}
+            _save_labels(folder, split, label_N, len(classes), parts=parts)
 
 
 def write_arrays(

@@ -130,9 +130,9 @@ class DataBin:
 
         Raises UserError if there are no labels, or they do not match the items and the classes.
         """
-        parts, classes = self._parts(split, self.source_lang), len(self.classes())
+        parts, classes = self.parts(split, self.source_lang), len(self.classes())
         found = [
-            read_labels(self.directory, part, items=len(self._part(part, self.source_lang)), classes=classes)
+            read_labels(self.directory, part, items=len(self.part(part, self.source_lang)), classes=classes)
             for part in parts
         ]
         return np.concatenate(found)
@@ -203,16 +203,17 @@ class DataBin:
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
         """Returns the items of a split in one language, from all its files. `lang` is None for a monolingual folder."""
-        parts = [self._part(part, lang) for part in self._parts(name, lang)]
+        parts = [self.part(part, lang) for part in self.parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
 
-    def _parts(self, name: str, lang: str | None) -> list[str]:
+    def parts(self, name: str, lang: str | None) -> list[str]:
         """Returns the names of the files of a split. As in fairseq, `train` has the files `train`, `train1`, …"""
         numbered = (f"{name}{number}" for number in itertools.count(1))
         existing = itertools.takewhile(lambda part: self._find(part, lang) is not None, numbered)
         return [name, *(existing if name == "train" else ())]
 
-    def _part(self, name: str, lang: str | None) -> IndexedDataset:
+    def part(self, name: str, lang: str | None) -> IndexedDataset:
+        """Returns the items of one file of a split in one language. Raises UserError if there is no such file."""
         found = self._find(name, lang)
         if found is None:
             raise MissingSplitError(
@@ -224,7 +225,7 @@ class DataBin:
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
         """Returns the text of a split, one line per item, or None if the folder has only token ids."""
         path = self.directory / f"{self._find(name, lang)}.txt"
-        if not path.is_file() or len(self._parts(name, lang)) > 1:
+        if not path.is_file() or len(self.parts(name, lang)) > 1:
             return None
         return list(read_lines(str(path)))
 
@@ -237,7 +238,7 @@ class DataBin:
             counts = self._record["splits"].get(name, {})
             if not counts.get("text") or any(counts["dropped"].values()):
                 return None
-            if len(self._parts(name, self.source_lang)) > 1 and counts["items"] != len(
+            if len(self.parts(name, self.source_lang)) > 1 and counts["items"] != len(
                 self.split(name, self.source_lang)
             ):
                 return None  # files have been added to the split
@@ -281,16 +282,8 @@ class DataBinSource(Source):
     Each epoch reads the next shard. Vocabularies, tokenizers and the other splits come from the first shard.
     """
 
-    def __init__(
-        self,
-        config: Any = DataBinSourceConfig(),
-        *,
-        data: str,
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        made_by: str = "",
-    ) -> None:
-        super().__init__(config, data=data, source_lang=source_lang, target_lang=target_lang, made_by=made_by)
+    def __init__(self, config: Any = DataBinSourceConfig(), *, data: str, **others: Any) -> None:
+        super().__init__(config, data=data, **others)
         directories = (
             [data] if data and Path(data).is_dir() else [directory for directory in data.split(",") if directory]
         )
