@@ -71,17 +71,14 @@ def kind_of(vocabulary: Vocabulary) -> str | None:
     return "characters" if any(_CHARACTER_NAME.fullmatch(word) for word in words) else None
 
 
-class SymbolCounter:
-    """Counts the characters of a block of text. With `newlines`, line feeds count as characters."""
+def count_characters(block: bytes, *, newlines: bool) -> Counter[bytes]:
+    """Counts the characters of a block of text. With `newlines`, line feeds count as characters.
 
-    def __init__(self, *, newlines: bool) -> None:
-        self._newlines = newlines
-
-    def __call__(self, block: bytes) -> Counter[bytes]:
-        """Returns a counter whose keys are the names of the characters, in UTF-8."""
-        codes, counts = np.unique(symbols(block, characters=True, newlines=self._newlines)[0], return_counts=True)
-        names = (character_name(chr(code)).encode("utf-8") for code in codes)
-        return Counter(dict(zip(names, counts.tolist(), strict=True)))
+    The keys of the counter are the names of the characters, in UTF-8.
+    """
+    codes, counts = np.unique(symbols(block, characters=True, newlines=newlines)[0], return_counts=True)
+    names = (character_name(chr(code)).encode("utf-8") for code in codes)
+    return Counter(dict(zip(names, counts.tolist(), strict=True)))
 
 
 def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, Array]:

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from seqtk.config.fields import setting
-from seqtk.data.char_tokenizer import SymbolCounter, byte_vocabulary
+from seqtk.data.char_tokenizer import byte_vocabulary, count_characters
 from seqtk.data.corpus import Text, TextConfig, read_blocks, sample_lines
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.tokenizer_training import MAX_LINE_BYTES, RESERVED, TrainingSample, train_tokenizer
@@ -202,7 +203,7 @@ def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary
     """Counts the words or characters in all files of `train`, and builds their vocabulary."""
     blocks = (block for path in train.paths for block in read_blocks([path], block_bytes=_COUNTED_BYTES))
     counter = (
-        SymbolCounter(newlines=config.newlines)
+        partial(count_characters, newlines=config.newlines)
         if config.tokens == "characters"
         else WordCounter(lowercase=config.tokens == "lowercase_words")
     )
