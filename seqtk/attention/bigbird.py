@@ -13,9 +13,8 @@ from seqtk.attention.base import Role, attentions
 from seqtk.attention.headwise import HeadwiseAttention
 from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
-from seqtk.ops.block_pattern import padding_or_zeros, zero_padding
 from seqtk.ops.dot_product import attend
-from seqtk.ops.tensors import in_blocks
+from seqtk.ops.tensors import in_blocks, padding_or_zeros, zero_padding
 
 
 @dataclass(frozen=True)

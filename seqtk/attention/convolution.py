@@ -25,6 +25,7 @@ from seqtk.config.fields import probability, setting
 from seqtk.modules.block import Dropout
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
+from seqtk.ops.tensors import zero_padding
 
 CHUNK = 32
 """The number of positions per band matrix in long rows."""
@@ -83,10 +84,7 @@ class Convolution(HeadedAttention):
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        v_BTD = self.values(x_BTD)
-        if pad_BS is not None:
-            v_BTD = v_BTD.masked_fill(pad_BS[..., None], 0)
-        return self.out(self.convolve(v_BTD)), None
+        return self.out(self.convolve(zero_padding(self.values(x_BTD), pad_BS))), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic={"past": self.out.weight.new_zeros(batch, self.config.kernel_size - 1, self.dim)})

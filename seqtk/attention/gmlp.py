@@ -14,6 +14,7 @@ from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
+from seqtk.ops.tensors import zero_padding
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class Gmlp(Resizable, Attention):
     ) -> tuple[Tensor, State]:
         length = x_BTD.shape[1]
         self.check_length(length)
-        gated_BTI, value_BTI = self._halves(x_BTD)
-        if pad_BS is not None:
-            pad_BT1 = pad_BS[..., None]
-            gated_BTI, value_BTI = gated_BTI.masked_fill(pad_BT1, 0), value_BTI.masked_fill(pad_BT1, 0)
+        gated_BTI, value_BTI = (zero_padding(half_BTI, pad_BS) for half_BTI in self._halves(x_BTD))
         weights_TS = self.spatial[:length, :length]
         if self.role is Role.CAUSAL:
             weights_TS = weights_TS.tril()

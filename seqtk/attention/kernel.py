@@ -23,7 +23,7 @@ from seqtk.config.fields import probability
 from seqtk.ops.dropout import dropout
 from seqtk.ops.head_checkpoint import LazyProjection
 from seqtk.ops.scan import CHUNK, causal_sums
-from seqtk.ops.tensors import to_fp32
+from seqtk.ops.tensors import to_fp32, zero_padding
 
 EPSILON = 1e-6
 """Added to denominators, in the layers whose papers do so."""
@@ -58,7 +58,7 @@ class KernelAttention(HeadwiseAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns (φ(k)_BHSR, shift). φ(k) is 0 at padding. `query_features` requires the shift, which may be None."""
         key_BHSR = self.features(key_BHSE, heads=heads, first=first)
-        return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
+        return zero_padding(key_BHSR, pad_BS), None
 
     def query_features(
         self, query_BHTE: Tensor, *, heads: slice = ALL_HEADS, shift_BH1R: Tensor | None, first: int = 0

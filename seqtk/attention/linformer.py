@@ -16,6 +16,7 @@ from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
+from seqtk.ops.tensors import zero_padding
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class LinformerAttention(Resizable, HeadedAttention):
         key_map_GKS = self.key_map[..., :length]
         value_map_GKS = key_map_GKS if self.value_map is None else self.value_map[..., :length]
         if self.config.sharing == "none":
-            key_BHSE = self.split(_zeroed(self.key(source_BSM), pad_BS))
-            value_BHSE = self.split(_zeroed(self.value(source_BSM), pad_BS))
+            key_BHSE = self.split(zero_padding(self.key(source_BSM), pad_BS))
+            value_BHSE = self.split(zero_padding(self.value(source_BSM), pad_BS))
             return {"key": key_map_GKS @ key_BHSE, "value": value_map_GKS @ value_BHSE}
-        x_BSM = _zeroed(source_BSM, pad_BS)
+        x_BSM = zero_padding(source_BSM, pad_BS)
         key_input_BKM = key_map_GKS @ x_BSM
         value_input_BKM = key_input_BKM if self.value_map is None else value_map_GKS @ x_BSM
         key_BKD = _projected(self.key, key_input_BKM, key_map_GKS, pad_BS)
@@ -105,8 +106,3 @@ def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Te
     if pad_BS is None:
         return y_BKD + map_GKS.sum(-1, keepdim=True) * linear.bias
     return y_BKD + map_GKS @ (~pad_BS)[..., None].to(map_GKS.dtype) * linear.bias
-
-
-def _zeroed(x_BSD: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Returns x_BSD with zeros at padding."""
-    return x_BSD if pad_BS is None else x_BSD.masked_fill(pad_BS[..., None], 0)

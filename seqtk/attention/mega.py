@@ -16,7 +16,7 @@ from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.ema import damped_average
 from seqtk.ops.rotary import rotate
-from seqtk.ops.tensors import in_blocks, to_autocast_dtype, to_fp32
+from seqtk.ops.tensors import in_blocks, to_autocast_dtype, to_fp32, zero_padding
 from seqtk.utils.errors import UserError
 
 
@@ -84,14 +84,13 @@ class Mega(Attention):
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        if pad_BS is not None:
-            x_BTD = x_BTD.masked_fill(pad_BS[..., None], 0)
+        x_BTD = zero_padding(x_BTD, pad_BS)
         gates = self._gates(x_BTD, self.average(x_BTD))
         position_1T = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         query_B1TZ, key_B1TZ = self._queries_and_keys(gates["shared"], position_1T)
         attended_BTV = self._attend(query_B1TZ, key_B1TZ, self._values(x_BTD), pad_BS)
         y_BTD = self._change(x_BTD, attended_BTV, gates)
-        return y_BTD if pad_BS is None else y_BTD.masked_fill(pad_BS[..., None], 0), None
+        return zero_padding(y_BTD, pad_BS), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic={"average": self.average.start(batch), **cache.empty("key", "value")})

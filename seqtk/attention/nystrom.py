@@ -16,7 +16,7 @@ from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.dot_product import attend, padding_bias
-from seqtk.ops.tensors import to_fp32, without_autocast
+from seqtk.ops.tensors import to_fp32, without_autocast, zero_padding
 from seqtk.utils.errors import UserError
 
 
@@ -83,10 +83,9 @@ class NystromAttention(HeadwiseAttention):
         y_BHTE = attend(query_BHTE, mean_key_BHLE.to(dtype), mixed_BHLE, bias=bias, dropout=self.active_dropout)
         if self.conv is None:
             return y_BHTE
-        if pad_BS is not None:
-            value_BHSE = value_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
         kernel_HK, reach = self.conv.weight[heads, 0, :, 0], self.config.kernel // 2
-        return y_BHTE + self.split(depthwise(self.join(value_BHSE), kernel_HK, before=reach, after=reach))
+        value_BSd = self.join(zero_padding(value_BHSE, pad_BS))
+        return y_BHTE + self.split(depthwise(value_BSd, kernel_HK, before=reach, after=reach))
 
 
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepSt
 from seqtk.config.fields import probability, setting
 from seqtk.modules.linear import Linear, joint_product, project, xavier_linear
 from seqtk.ops import cache
+from seqtk.ops.tensors import join_heads, split_heads
 from seqtk.utils.errors import UserError
 
 
@@ -89,11 +90,11 @@ class HeadedAttention(Attention):
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """Splits x_BTD into heads x_BHTE. A narrower x has fewer heads."""
-        return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+        return split_heads(x_BTD, self.head_dim)
 
     def join(self, x_BHTE: Tensor) -> Tensor:
         """Joins the heads x_BHTE into x_BTD."""
-        return x_BHTE.transpose(1, 2).flatten(2)
+        return join_heads(x_BHTE)
 
 
 class QKVAttention(HeadedAttention):

@@ -14,9 +14,8 @@ from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.block_pattern import padding_or_zeros
 from seqtk.ops.lsh import HashRounds, lsh_attention
-from seqtk.ops.tensors import without_autocast
+from seqtk.ops.tensors import padding_or_zeros, without_autocast
 from seqtk.utils.errors import UserError
 
 SELF_MASK_VALUE = -1e5

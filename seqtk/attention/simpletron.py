@@ -15,7 +15,7 @@ from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.ops.dropout import dropout
 from seqtk.ops.scan import causal_sums
-from seqtk.ops.tensors import to_fp32, without_autocast
+from seqtk.ops.tensors import to_fp32, without_autocast, zero_padding
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class SimpleTron(HeadwiseAttention):
             return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
         query = dropout(to_fp32(query_BHTE), self.active_dropout)
         count_T1 = torch.arange(1, query.shape[2] + 1, dtype=query.dtype, device=query.device)[:, None]
-        return (causal_sums(query, masked(key_BHSE, pad_BS), value_BHSE) * self.factor(count_T1)).to(value_BHSE.dtype)
+        return (causal_sums(query, zero_padding(key_BHSE, pad_BS), value_BHSE) * self.factor(count_T1)).to(
+            value_BHSE.dtype
+        )
 
     def start_mix(self, batch: int) -> State:
         weight = to_fp32(self.query.weight)
@@ -71,7 +73,7 @@ class SimpleTron(HeadwiseAttention):
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
         """Returns Kᵀ V · c over the real keys, BHRE, in float32 or wider."""
-        key_BHSE, value_BHSE = masked(to_fp32(key_BHSE), pad_BS), to_fp32(value_BHSE)
+        key_BHSE, value_BHSE = zero_padding(to_fp32(key_BHSE), pad_BS), to_fp32(value_BHSE)
         if pad_BS is None:
             count_B1 = key_BHSE.new_full((len(key_BHSE), 1), key_BHSE.shape[2])
         else:
@@ -88,8 +90,3 @@ class SimpleTron(HeadwiseAttention):
         """Returns the factor c for `count` visible keys. A count of 0 is replaced by 1."""
         size = self.head_dim if self.config.head_scale else 1
         return (size * (count.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(count))).rsqrt()
-
-
-def masked(key_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Returns the keys with zeros at padding."""
-    return key_BHSE if pad_BS is None else key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)

@@ -11,9 +11,8 @@ from torch import Tensor
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
-from seqtk.ops.block_pattern import padding_or_zeros
 from seqtk.ops.dot_product import attend
-from seqtk.ops.tensors import in_blocks
+from seqtk.ops.tensors import in_blocks, padding_or_zeros
 
 
 @dataclass(frozen=True)

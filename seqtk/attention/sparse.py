@@ -16,10 +16,10 @@ from seqtk.attention.qkv import QKVConfig
 from seqtk.attention.windows import WindowAttention, sliding_window
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.block_pattern import WindowSpec, attend_in_blocks, padding_or_zeros, zero_padding
+from seqtk.ops.block_pattern import WindowSpec, attend_in_blocks
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
-from seqtk.ops.tensors import in_blocks
+from seqtk.ops.tensors import in_blocks, padding_or_zeros, zero_padding
 from seqtk.utils.errors import UserError
 
 

@@ -19,10 +19,10 @@ from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.headwise import HeadwiseAttention
 from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
-from seqtk.ops.block_pattern import WindowMask, WindowSpec, window_attention, zero_padding
+from seqtk.ops.block_pattern import WindowMask, WindowSpec, window_attention
 from seqtk.ops.cache import append, keep_last
 from seqtk.ops.dot_product import attend, causal_mask
-from seqtk.ops.tensors import to_fp32, without_autocast
+from seqtk.ops.tensors import to_fp32, without_autocast, zero_padding
 
 
 class WindowAttention(HeadwiseAttention):

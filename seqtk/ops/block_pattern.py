@@ -172,13 +172,3 @@ def attend_in_blocks(
     )
     y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_BNCK.flatten(0, 1)[:, None], dropout=dropout)
     return join_heads(y_MHCE).view(len(query_BNCD), -1, query_BNCD.shape[3])
-
-
-def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """Returns the padding mask, BT. Without padding, all elements are False."""
-    return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
-
-
-def zero_padding(y_BHTE: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """Returns the outputs of the heads with zeros at padding."""
-    return y_BHTE if pad_BT is None else y_BHTE.masked_fill(pad_BT[:, None, :, None], 0)

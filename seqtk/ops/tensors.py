@@ -1,6 +1,6 @@
-"""Helpers for tensors: precision under autocast, splitting into blocks and heads.
+"""Helpers for tensors: precision under autocast, padding, splitting into blocks and heads.
 
-B batch, T length, D width, N blocks of C positions.
+B batch, T length, D width, H heads, E width of a head, N blocks of C positions.
 """
 
 import weakref
@@ -56,9 +56,21 @@ def in_blocks(x_BT: Tensor, size: int, *, dim: int = 1, fill: float = 0) -> Tens
     return x_BT.unflatten(dim, (-1, size))  # type: ignore[no-any-return, no-untyped-call]
 
 
+def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+    """Returns the padding mask, BT. Without padding, all elements are False."""
+    return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
+
+
+def zero_padding(x: Tensor, pad_BT: Tensor | None) -> Tensor:
+    """Returns x_BTD or x_BHTE with zeros at padding."""
+    if pad_BT is None:
+        return x
+    return x.masked_fill(pad_BT[..., None] if x.dim() == 3 else pad_BT[:, None, :, None], 0)
+
+
 def split_heads(x_BTD: Tensor, head_dim: int) -> Tensor:
     """Returns a view x_BHTE of heads of width E = `head_dim`."""
-    return x_BTD.view(*x_BTD.shape[:2], -1, head_dim).transpose(1, 2)
+    return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // head_dim, head_dim).transpose(1, 2)
 
 
 def join_heads(x_BHTE: Tensor) -> Tensor:
