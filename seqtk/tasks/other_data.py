@@ -8,17 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from seqtk.data.char_tokenizer import BYTE_NAMES, character_name
 from seqtk.data.corpus import find_text
 from seqtk.data.labelled_text import Columns
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.sources import DataBinSource, GivenText, LabelledSource, LabelledSourceConfig
 from seqtk.data.sources.base import OtherDictionaryError
-from seqtk.data.temporary_databin import encode_text
+from seqtk.data.sources.databin import DataBin
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.data.vocabulary_building import Tokens
 from seqtk.tasks.base import Task
 from seqtk.tasks.classification import ClassificationTask
 from seqtk.tasks.language_modeling import SampleTask
 from seqtk.tasks.text import TextTask
 from seqtk.utils.errors import UserError, how_many, naming
 from seqtk.utils.text_io import read_lines
+
+LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
 
 
 @contextlib.contextmanager
@@ -57,7 +64,7 @@ def other_data(
                 open_data(task, data)
                 yield split
             elif isinstance(task, SampleTask):
-                encoded = encode_text(
+                encoded = _encoded(
                     _text_file(input, Path(folder)),
                     Path(folder) / "encoded",
                     vocabulary=task.vocabulary,
@@ -112,6 +119,39 @@ def _text_file(path: str, folder: Path) -> Path:
     with naming(copy), open(copy, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return copy
+
+
+def _encoded(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
+    """Writes a data-bin to `folder` whose split `test` is the text at `path`.
+
+    If line feeds were tokens in training, they are tokens here too. Otherwise, each line ends in EOS.
+    """
+    separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
+    tokens = separators.get(tokenizer.separator, "words")
+    dictionary, model = folder / "given.txt", folder / "given.model"
+    folder.mkdir(parents=True)
+    vocabulary.save(dictionary)
+    if tokenizer.model_bytes is not None:
+        tokens = "sentencepiece"
+        model.write_bytes(tokenizer.model_bytes)
+    preprocess(
+        PreprocessConfig(
+            tokens=tokens,
+            test=(str(path),),
+            source_dict=str(dictionary) if tokens != "bytes" else None,
+            sentencepiece=str(model) if tokens == "sentencepiece" else None,
+            remove_bpe=tokenizer.separator if tokens == "words" else None,
+            line_end=None if _has_line_feeds(vocabulary) else "eos",
+            destdir=str(folder / "data-bin"),
+            workers=1,
+        )
+    )
+    return DataBin(folder / "data-bin")
+
+
+def _has_line_feeds(vocabulary: Vocabulary) -> bool:
+    """Returns True if line feeds were tokens of the training text."""
+    return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:

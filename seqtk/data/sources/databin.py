@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.indexed import IndexedDataset
-from seqtk.data.joined_items import JoinedItems
+from seqtk.data.indexed import IndexedDataset, JoinedItems
 from seqtk.data.labels import read_classes, read_labels
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, MissingSplitError, Source, SourceConfig, sources

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed import IndexedDataset, JoinedItems
 from seqtk.data.indexed_writer import IndexedWriter
-from seqtk.data.joined_items import JoinedItems
 from seqtk.utils.errors import UserError
 
 ITEMS = [[5, 9, 7, 2], [2], [], [3, 2]]
