@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from seqtk.attention import Attention, Role, Scope
 from seqtk.ops import head_checkpoint
 from seqtk.ops.dispatch import naive_mode, naive_ops
-from seqtk.testing.memory import peak_memory
+from seqtk.testing.memory import measured
 from seqtk.testing.reference import Reference
 from seqtk.testing.subject import (
     LONG,
@@ -581,7 +581,7 @@ def subquadratic_memory_is_linear(subject: Subject) -> None:
     long, longer = 256, 1024
     room: dict[str, Any] = {"max_length": longer} if subject.has("max_length") else {}
     layer = subject.make(dtype=torch.float32, **room)
-    growth = peak_memory(layer, longer) / peak_memory(layer, long)
+    growth = measured(layer, longer).peak / measured(layer, long).peak
     allowed = 1.05 * longer / long
     expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory; {allowed:.1f} is allowed")
 

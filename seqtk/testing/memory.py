@@ -46,20 +46,11 @@ class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def largest_tensor(layer: Attention, length: int) -> int:
-    """Returns the number of elements of the largest tensor in a forward and backward pass over `length` positions.
+def measured(layer: Attention, length: int) -> Measure:
+    """Returns the measurements of a forward and backward pass over `length` positions.
 
     For a CROSS layer, the encoder output has the same length. The last `PADDING` positions are padding.
     """
-    return _measured(layer, length).largest
-
-
-def peak_memory(layer: Attention, length: int) -> int:
-    """Returns the peak number of bytes in use during a forward and backward pass over `length` positions."""
-    return _measured(layer, length).peak
-
-
-def _measured(layer: Attention, length: int) -> Measure:
     weight = next(layer.parameters(), torch.empty(0))  # FNet has no parameters
     x_1TD = weight.new_empty(1, length, layer.dim).normal_().requires_grad_()
     memory_1TM = None

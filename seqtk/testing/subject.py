@@ -90,10 +90,10 @@ class Inputs:
         """Returns the inputs without the padding mask of x. The memory of a CROSS layer keeps its padding mask."""
         return self if layer.role is Role.CROSS else replace(self, pad_BS=None)
 
-    def more_padding(self, count: int, *, value: float = 1.0) -> "Inputs":
-        """Returns the inputs with `count` more positions of padding, filled with `value`."""
+    def more_padding(self, count: int) -> "Inputs":
+        """Returns the inputs with `count` more positions of padding, filled with ones."""
         assert self.pad_BS is not None
-        wider = self.with_attended(nn.functional.pad(self.attended, (0, 0, 0, count), value=value))
+        wider = self.with_attended(nn.functional.pad(self.attended, (0, 0, 0, count), value=1.0))
         return replace(wider, pad_BS=nn.functional.pad(self.pad_BS, (0, count), value=True))
 
     def leaves(self) -> list[Tensor]:

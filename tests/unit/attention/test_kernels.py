@@ -12,7 +12,7 @@ from seqtk.attention.feedforward_kernel import FeedForwardKernelAttention, Stage
 from seqtk.attention.kernel import KernelAttention
 from seqtk.attention.performer import PerformerAttention, log_features, orthogonal_gaussian
 from seqtk.config.schema import from_dict
-from seqtk.testing.memory import largest_tensor
+from seqtk.testing.memory import measured
 from seqtk.utils.errors import UserError
 from tests.unit.attention.helpers import steps_and_state_sizes
 
@@ -71,7 +71,7 @@ def test_decoding_steps_equal_forward_with_constant_state(kind: str, role: Role)
 
 
 def test_largest_tensor_detects_a_quadratic_matrix() -> None:
-    assert largest_tensor(build("synthesizer_random", max_length=64), 64) >= 2 * 64**2
+    assert measured(build("synthesizer_random", max_length=64), 64).largest >= 2 * 64**2
 
 
 @pytest.mark.slow  # tracing

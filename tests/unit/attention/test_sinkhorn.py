@@ -9,7 +9,7 @@ from seqtk.attention import Role
 from seqtk.attention.sinkhorn import SinkhornAttention, SinkhornConfig, sinkhorn
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig
-from seqtk.testing.memory import largest_tensor
+from seqtk.testing.memory import measured
 from seqtk.testing.subject import assert_close
 from tests.unit.attention.test_windows import build, mutual
 
@@ -81,4 +81,4 @@ def test_only_training_adds_noise() -> None:
 
 def test_no_tensor_has_all_pairs_of_positions() -> None:
     layer = build(SinkhornConfig(heads=2, block=32, max_length=1024), Role.ENCODER)
-    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)
+    assert measured(layer, 1024).largest <= min(2 * measured(layer, 512).largest, 1024 * 1024 / 4)

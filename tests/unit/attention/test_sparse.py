@@ -10,7 +10,7 @@ from seqtk.attention.bigbird import BigBirdConfig, hash32
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.sparse import FixedSparseConfig, StridedSparseConfig
 from seqtk.ops.dispatch import naive_mode
-from seqtk.testing.memory import largest_tensor
+from seqtk.testing.memory import measured
 from seqtk.testing.subject import assert_close, steps
 from seqtk.utils.errors import UserError
 from tests.unit.attention.test_windows import SELF, build, mutual
@@ -94,7 +94,7 @@ def test_200_decoding_steps_equal_forward(config: AttentionConfig) -> None:
 @pytest.mark.parametrize("role", SELF)
 def test_no_tensor_has_all_pairs_of_positions(role: Role) -> None:
     for config in (StridedSparseConfig(heads=2, stride=32), FixedSparseConfig(heads=2, block=32, summary=1)):
-        assert largest_tensor(build(config, role), 1024) <= 1024 * 1024 / 4
+        assert measured(build(config, role), 1024).largest <= 1024 * 1024 / 4
 
 
 @pytest.mark.parametrize(

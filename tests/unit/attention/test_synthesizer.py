@@ -32,7 +32,7 @@ from seqtk.ops.blockwise_softmax import (
     table,
 )
 from seqtk.ops.dispatch import naive_mode
-from seqtk.testing.memory import largest_tensor
+from seqtk.testing.memory import measured
 from seqtk.utils.errors import UserError
 
 DIM = 8
@@ -270,7 +270,7 @@ def test_blockwise_softmax_in_bfloat16_is_near_float32(role: Role) -> None:
 def test_no_tensor_has_all_logits(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
     layer = attentions.build(config, dim=DIM, role=role)
-    assert largest_tensor(layer, 2048) <= BLOCK < 2 * 2048**2
+    assert measured(layer, 2048).largest <= BLOCK < 2 * 2048**2
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
