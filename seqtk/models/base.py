@@ -3,7 +3,7 @@
 B batch, T target length, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -77,9 +77,10 @@ class Model(nn.Module):
         """Yields (dotted name, layer) for all attention layers."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
-    def length_limited_layers(self) -> Iterator[Attention]:
-        """Returns the attention layers whose `max_length` limits the source or the target."""
-        return (layer for _, layer in self.attention_layers())
+    def length_limited_layers(self, side: Side) -> Iterable[Attention]:
+        """Returns the attention layers whose `max_length` limits the source or the target (`side`)."""
+        roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
+        return (layer for _, layer in self.attention_layers() if layer.role in roles)
 
     def separate_blocks(self) -> list[nn.Module]:
         """Returns the modules that `parallel=fsdp2` may shard separately.
@@ -94,9 +95,7 @@ class Model(nn.Module):
 
         Returns None if no layer has a maximum length.
         """
-        roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
-        layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
-        limited = [layer for layer in layers if layer.max_length is not None]
+        limited = [layer for layer in self.length_limited_layers(side) if layer.max_length is not None]
         return min(limited, key=lambda layer: layer.max_length or 0, default=None)
 
     def length_limit(self, side: Side) -> int | None:

@@ -3,7 +3,7 @@
 B batch, R rows that the encoder reads (B, or 2 B for pairs), S length, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,9 +16,8 @@ from seqtk.data.batch import Batch
 from seqtk.data.encoder_batches import ClassBatch
 from seqtk.models.base import Model, Side, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
-from seqtk.modules.embedding import token_embedding
+from seqtk.modules.embedding import ValueEmbedding, token_embedding
 from seqtk.modules.head import Head
-from seqtk.modules.value_embedding import ValueEmbedding
 from seqtk.utils.errors import UserError
 
 
@@ -97,14 +96,12 @@ class TransformerClassifier(Model):
 
         If the head reads a class vector, the feature of this vector is at position 0.
         """
-        texts_RS = batch.texts
-        x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
+        x_RSD = self.embedding(batch.texts)
         front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)
         return self.encoder(x_RSD, pad_BS=batch.pad, front_BFD=front_R1D), None
 
-    def most_restrictive_layer(self, side: Side) -> Attention | None:
-        limited = [layer for layer in self.encoder.attention_layers() if layer.max_length is not None]
-        return min(limited, key=lambda layer: layer.max_length or 0, default=None) if side == "source" else None
+    def length_limited_layers(self, side: Side) -> Iterable[Attention]:
+        return self.encoder.attention_layers() if side == "source" else ()
 
 
 def _check_encoders(config: EncoderConfig) -> None:

@@ -125,8 +125,7 @@ class TransformerLM(LanguageModel):
         """Returns (features_BTD, recurrent state). Only layers with the scope SEGMENT have a recurrent state."""
         if any(leaf is not None for leaf in tree_leaves(state)):
             self.check_supports_recurrent_state()
-        position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        return self.decoder(self.embedding(batch.previous_BT, position_1T), state=state)  # type: ignore[no-any-return]
+        return self.decoder(self.embedding(batch.previous_BT), state=state)  # type: ignore[no-any-return]
 
     def check_supports_recurrent_state(self) -> None:
         recurrent = any(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())

@@ -4,7 +4,7 @@ B batch, T length of a sample, S tokens of a segment, M memory tokens, N = S + 2
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seqtk.attention import Attention, State
 from seqtk.config.fields import setting
 from seqtk.data.batch import LanguageBatch
-from seqtk.models.base import models
+from seqtk.models.base import Side, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.utils.errors import UserError
 
@@ -62,9 +62,9 @@ class RecurrentMemoryLM(TransformerLM):
         deviation = self.embedding.scale / math.sqrt(config.dim)
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
-    def length_limited_layers(self) -> Iterator[Attention]:
-        """Yields no layers: a layer sees one segment at a time, and the constructor checks the length of segments."""
-        return iter(())
+    def length_limited_layers(self, side: Side) -> Iterable[Attention]:
+        """Returns no layers: a layer sees one segment at a time, and the constructor checks the length of segments."""
+        return ()
 
     def separate_blocks(self) -> list[nn.Module]:
         """Returns no modules, so that all weights are sharded as one unit.
@@ -83,9 +83,7 @@ class RecurrentMemoryLM(TransformerLM):
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
         features = []
         for tokens_BS in torch.split(batch.previous_BT, self.config.segment_length, dim=1):
-            length = tokens_BS.shape[1] + 2 * len(self.memory_MD)
-            position_1N = torch.arange(length, device=tokens_BS.device)[None]
-            y_BND, _ = self.decoder(self.embedding(tokens_BS, position_1N, around_BMD=memory_BMD))
+            y_BND, _ = self.decoder(self.embedding(tokens_BS, around_BMD=memory_BMD))
             sizes = [len(self.memory_MD), tokens_BS.shape[1], len(self.memory_MD)]
             _, features_BSD, memory_BMD = torch.split(y_BND, sizes, dim=1)
             features.append(features_BSD)

@@ -21,9 +21,8 @@ from seqtk.config.fields import probability, setting
 from seqtk.models.base import ModelConfig
 from seqtk.modules.adaptive import AdaptiveEmbedding
 from seqtk.modules.block import Activation, FeedForward, Residual
-from seqtk.modules.embedding import Embedding, Positions
+from seqtk.modules.embedding import Embedding, Positions, ValueEmbedding
 from seqtk.modules.stem import ConvolutionalStem
-from seqtk.modules.value_embedding import ValueEmbedding
 from seqtk.utils.errors import UserError, how_many
 
 Pattern = tuple[AttentionConfig, ...]

@@ -78,14 +78,11 @@ class Transformer(Model):
     def encode(self, source_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the encoder output memory_BSM, and pad_BS, which is True at padding."""
         pad_BS = source_BS == PAD
-        position_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
-        return self.encoder(self.source_embedding(source_BS, position_1S), pad_BS=pad_BS), pad_BS
+        return self.encoder(self.source_embedding(source_BS), pad_BS=pad_BS), pad_BS
 
     def forward(self, batch: TranslationBatch, state: State = None) -> tuple[Tensor, State]:
         memory_BSM, pad_BS = self.encode(batch.source_BS)
-        position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        x_BTD = self.target_embedding(batch.previous_BT, position_1T)
-        features_BTD, _ = self.decoder(x_BTD, memory_BSM, pad_BS=pad_BS)
+        features_BTD, _ = self.decoder(self.target_embedding(batch.previous_BT), memory_BSM, pad_BS=pad_BS)
         return features_BTD, None
 
     def start(self, batch: TranslationBatch) -> State:

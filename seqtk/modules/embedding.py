@@ -1,9 +1,10 @@
 """Token embeddings and position embeddings, with the same ids and layout as in fairseq.
 
-B batch, T length, D width. Position 0 is the first token of a row.
+B batch, T length, D width, V vocabulary. Position 0 is the first token of a row.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +16,6 @@ from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.modules.adaptive import AdaptiveEmbedding
-    from seqtk.modules.value_embedding import ValueEmbedding
 
 Positions = Literal["sinusoidal", "learned", "none"]
 
@@ -58,17 +58,21 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else None
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, *, around_BMD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, *, around_BMD: Tensor | None = None
+    ) -> Tensor:
         """Returns x_BTD, the input of the first block.
 
         Args:
             tokens_BT: The tokens.
-            positions_BT: The positions of the tokens. A single row applies to all rows of the batch.
-            around_BMD: Vectors to put before and after the tokens. `positions_BT` then includes their positions.
+            positions_BT: The positions of the tokens. By default, a row begins at position 0.
+            around_BMD: Vectors to put before and after the tokens. Positions then include them.
         """
         x_BTD = self.vectors(tokens_BT)
         if around_BMD is not None:
             x_BTD = torch.cat([around_BMD, x_BTD, around_BMD], dim=1)
+        if positions_BT is None:
+            positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         return self.place(x_BTD, positions_BT)
 
     def vectors(self, tokens_BT: Tensor) -> Tensor:
@@ -82,6 +86,32 @@ class Embedding(nn.Module):
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         return self.dropout(x_BTD)  # type: ignore[no-any-return]
+
+
+class ValueEmbedding(nn.Module):
+    """An embedding of tokens that represent numbers x, such as pixels: v · (x - mean) / std + b with learned v and b.
+
+    Args:
+        values: The number that each token represents, or NaN. The vector of NaN is b.
+        dim: D, the width.
+        mean: Subtracted from each number.
+        std: The divisor of the difference.
+    """
+
+    value_V: Tensor
+
+    def __init__(self, values: Sequence[float], dim: int, *, mean: float, std: float) -> None:
+        super().__init__()
+        self.embedding_dim = dim
+        value_V = (torch.tensor(values, dtype=torch.float64) - mean) / std
+        self.register_buffer("value_V", value_V.nan_to_num().float(), persistent=False)
+        self.linear = nn.Linear(1, dim)
+        nn.init.normal_(self.linear.weight, std=dim**-0.5)
+        # With a bias of 0, the first LayerNorm would remove all of x · v except the sign of x.
+        nn.init.normal_(self.linear.bias, std=dim**-0.5)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.linear(self.value_V[tokens_BT][..., None])  # type: ignore[no-any-return]
 
 
 class SinusoidalPositions(nn.Module):
