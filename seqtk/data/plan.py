@@ -168,7 +168,6 @@ def positions(plan: Sequence[Update], sizes_ND: SizeArray, *, joined: bool = Fal
     if varying:
         rows_K = np.array([len(indices) for indices in varying])
         longest_KD = np.maximum.reduceat(sizes_ND[np.concatenate(varying)], np.cumsum(rows_K) - rows_K, axis=0)
-        longest_KD = longest_KD.reshape(len(rows_K), -1)
         if joined:
             longest_KD = np.broadcast_to(longest_KD.max(axis=1, keepdims=True), longest_KD.shape)
         cells = (rows_K * longest_KD.sum(axis=1)).tolist()
@@ -221,7 +220,7 @@ def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, Ind
     limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]
     if config.streams is not None or not limits:
         return np.arange(len(sizes_ND)), np.empty(0, dtype=np.int64)
-    fits_N = longest_side(sizes_ND) <= min(limits)
+    fits_N = sizes_ND.max(axis=1) <= min(limits)
     return np.flatnonzero(fits_N), np.flatnonzero(~fits_N)
 
 
@@ -239,7 +238,7 @@ def epoch_batches(
     """
     indices_N, random = _usable(sizes_ND, config, among), _random(seed, epoch)
     order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
-    longest_N = longest_side(sizes_ND)
+    longest_N = sizes_ND.max(axis=1)
     share_N = np.zeros(len(order_N))  # the share of a batch that each example fills
     if config.max_tokens is not None:
         share_N = longest_N[order_N] / config.max_tokens
@@ -259,7 +258,7 @@ def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexAr
     """
     _check(config)
     first_N = np.zeros(len(sizes_ND), dtype=np.int64)
-    return pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), longest_side(sizes_ND), config)
+    return pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), sizes_ND.max(axis=1), config)
 
 
 def pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list[IndexArray]:
@@ -360,18 +359,13 @@ def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | Non
         named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
             f"All training examples are longer than {named}.",
-            f"The shortest example has {how_many(int(longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
+            f"The shortest example has {how_many(int(sizes_ND.max(axis=1).min()), 'token')}. Raise the limit.",
         )
     return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
 
 def _random(seed: int, epoch: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
-
-
-def longest_side(sizes_ND: SizeArray) -> SizeArray:
-    """Returns the length of the longest side of each example."""
-    return sizes_ND if sizes_ND.ndim == 1 else sizes_ND.max(axis=1)
 
 
 def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
@@ -381,8 +375,7 @@ def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
     So neighbors have similar lengths also where that key changes, and a batch that contains both has less padding.
     """
     key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
-    sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]
-    for side_N in sides:
+    for side_N in sizes_ND.T[::-1]:
         key_N = key_N * base + np.where(key_N % 2 == 0, side_N, base - 1 - side_N)
     return key_N
 

@@ -51,7 +51,7 @@ def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool
     assert config.shapes is not None
     if not len(sizes_ND):
         return ()
-    sizes_ND = np.maximum(_columns(sizes_ND), 1).astype(np.int64)
+    sizes_ND = np.maximum(sizes_ND, 1).astype(np.int64)
     if joined:
         sizes_ND = np.broadcast_to(sizes_ND.max(axis=1, keepdims=True), sizes_ND.shape)
     sizes_UD, count_U = _distinct(sizes_ND)
@@ -67,7 +67,7 @@ def static_batches(
     The examples are permuted. All batches of a shape except the last are full. The examples of the last batch are moved
     to the next larger shape if this adds fewer positions than filler rows would.
     """
-    order_N, sizes_ND = random.permutation(len(kept_N)), _columns(sizes_ND)[kept_N]
+    order_N, sizes_ND = random.permutation(len(kept_N)), sizes_ND[kept_N]
     shapes = _covering(shapes, sizes_ND)
     shape_N = _assigned(sizes_ND, shapes)[order_N]
     order_N = kept_N[order_N][np.argsort(shape_N, kind="stable")]
@@ -182,10 +182,6 @@ def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
     lengths = np.maximum(largest.lengths, sizes_ND[~fits_N].max(axis=0))
     rows = largest.rows * max(largest.lengths) // int(lengths.max())
     return [*shapes[:-1], Shape(max(1, rows), tuple(lengths.tolist()))]
-
-
-def _columns(sizes_ND: SizeArray) -> SizeArray:
-    return sizes_ND.reshape(len(sizes_ND), -1)
 
 
 def _fits(sizes_ND: SizeArray, shape: Shape) -> npt.NDArray[np.bool_]:

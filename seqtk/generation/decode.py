@@ -183,7 +183,7 @@ def decode_in_order(
         }
         index_N = np.array([i for i in range(len(truncated)) if i not in hypotheses], dtype=np.int64)
         sizes_N = np.array([len(truncated[i].source) for i in index_N], dtype=np.int64)
-        batches = [index_N[batch] for batch in ordered_batches(sizes_N, batching)]
+        batches = [index_N[batch] for batch in ordered_batches(sizes_N[:, None], batching)]
         results = map_batches(decoder, [[truncated[i] for i in batch] for batch in batches])
         for batch, found in zip(batches, results, strict=True):
             hypotheses |= zip(batch.tolist(), found, strict=True)

@@ -24,7 +24,7 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.run_state import latest_checkpoint
 from seqtk.data.batch import Batch, Dataset
 from seqtk.data.mixing import lengths_of_run
-from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto, longest_side
+from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError, is_out_of_memory
@@ -73,7 +73,7 @@ def _longest(train_set: Dataset, config: BatchingConfig) -> int:
 
     With several corpora, all examples of each corpus count, because later epochs may read them.
     """
-    longest_N = longest_side(lengths_of_run(train_set))
+    longest_N = lengths_of_run(train_set).max(axis=1)
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
@@ -101,7 +101,7 @@ def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
             "batch.max_tokens=auto: the free memory of this device is not known.",
             "Set batch.max_tokens to a number of tokens.",
         )
-    longest_N = longest_side(run.train_set.sizes_ND)
+    longest_N = run.train_set.sizes_ND.max(axis=1)
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (run.config.batch.max_length or np.inf)]
     if not len(order_N):
