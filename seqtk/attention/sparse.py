@@ -78,9 +78,6 @@ class StridedSparseAttention(WindowAttention):
         y_MHNE = attend(query, key, value, bias=seen, causal=causal, dropout=self.active_dropout)
         return self.split(_rows(self.join(y_MHNE), stride)[:, :length])
 
-    def start_mix(self, batch: int) -> State:
-        return cache.empty("key", "value")
-
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
         state = cache.remember(state, key=key_BH1E, value=value_BH1E)
         near, stride, length = self.near_heads, self.config.stride, cache.length(state, "key")

@@ -94,9 +94,6 @@ class TransformerXLAttention(QKVAttention):
         query_BHTE = query_BHTE + self.content_bias
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
 
-    def start_mix(self, batch: int) -> State:
-        return {"key": None, "value": None}
-
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
         state = keep_last(state, self.memory_length + 1, key=key_BH1E, value=value_BH1E)
         # (q + v) · W R = Wᵀ(q + v) · R: apply W to one query, not to every distance.

@@ -45,9 +45,6 @@ class WindowAttention(HeadwiseAttention):
         )
         return zero_padding(self.split(y_BTD), pad_BS)
 
-    def start_mix(self, batch: int) -> State:
-        return {"key": None, "value": None}
-
 
 @dataclass(frozen=True)
 class LocalBlockConfig(QKVConfig):
@@ -73,7 +70,7 @@ class LocalBlockAttention(WindowAttention):
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
         block, blocks = self.config.block, 1 + int(self.config.back)
         if state["key"] is not None and state["key"].shape[2] == blocks * block:  # the next block begins
-            state = {name: kept_BHSE[:, :, block:] for name, kept_BHSE in state.items()}
+            state = {name: state[name][:, :, block:] for name in ("key", "value")}
         state = {"key": append(state["key"], key_BH1E), "value": append(state["value"], value_BH1E)}
         return attend(query_BH1E, state["key"], state["value"]), state
 
