@@ -3,7 +3,6 @@
 from seqtk.metrics import classification as classification
 from seqtk.metrics import loss as loss
 from seqtk.metrics import text as text
-from seqtk.metrics import text_size as text_size
 from seqtk.metrics.base import Evaluation, Metric, Score, metrics
 from seqtk.metrics.outputs import ClassOutput, Output, Predictions
 
