@@ -174,21 +174,13 @@ def law_cases(
     return cases
 
 
-def run_laws(
-    kind: str,
-    *,
-    oracle: Reference | None = None,
-    variants: Mapping[str, Variant | Mapping[str, Any]] | None = None,
-    device: str | torch.device = "cpu",
-    sizes: Sequence[str] = ("short", "long"),
-    slow: bool = False,
-) -> int:
+def run_laws(kind: str, **arguments: Any) -> int:
     """Checks all laws of a registered layer, and returns the number of cases. For the arguments, see `law_cases`.
 
     Raises:
         AssertionError: If the layer breaks a law. The message has one line for each case that fails.
     """
-    cases = law_cases(kind, oracle=oracle, variants=variants, device=device, sizes=sizes, slow=slow)
+    cases = law_cases(kind, **arguments)
     broken = []
     for case in cases:
         try:
