@@ -195,7 +195,7 @@ class BlockEncoder:
             if not keep.all():
                 items = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in items]
         stored = [
-            (_append_eos if self.eos else _to_stored_type)(ids, sizes, len(encoder.vocabulary))
+            (append_eos if self.eos else _to_stored_type)(ids, sizes, len(encoder.vocabulary))
             for encoder, (ids, sizes) in zip(self.encoders, items, strict=True)
         ]
         flats, sizes = zip(*stored, strict=True)
@@ -213,7 +213,7 @@ def _to_stored_type(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Id
     return ids.astype(dtype_for(vocabulary_size)), sizes.astype(np.int32)
 
 
-def _append_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+def append_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
     """Appends EOS to each item, and converts ids and sizes to the data types in which they are stored."""
     new_sizes = sizes + 1
     new_ids = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from seqtk import __version__
 from seqtk.data.corpus import find_text
+from seqtk.data.encoding import append_eos
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.labelled_arrays import is_array_file
 from seqtk.data.labelled_text import (
@@ -31,8 +32,9 @@ from seqtk.data.labelled_text import (
 )
 from seqtk.data.labels import CLASSES, LABELS
 from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, check_inputs, destination_of, preprocess
+from seqtk.data.report import table_lines
 from seqtk.data.sources.databin import RECORD, DataBin
-from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
+from seqtk.data.vocabulary import SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, write_text
 from seqtk.utils.progress import Reporter
@@ -131,7 +133,8 @@ def write_arrays(
             labels: list[Ints] = []
             with IndexedWriter(folder / split, vocabulary_size=vocabulary_size) as writer:
                 for part in parts:
-                    writer.extend_arrays(*_append_eos(part, writer.dtype))
+                    ids = part.symbols.astype(writer.dtype) + len(SPECIALS)
+                    writer.extend_arrays(*append_eos(ids, part.sizes, vocabulary_size))
                     labels.append(part.labels)
                     if split == "train":
                         counts += np.bincount(part.symbols, minlength=len(symbols))
@@ -147,12 +150,6 @@ def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
     with atomic_directory(destination, only=DATABIN_FILES) as folder:
         yield folder
         write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
-
-
-def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Ints]:
-    """Returns the token ids of the items, each with EOS appended, and their sizes."""
-    ids = part.symbols.astype(dtype) + np.dtype(dtype).type(len(SPECIALS))
-    return np.insert(ids, np.cumsum(part.sizes), EOS), part.sizes + 1
 
 
 def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
@@ -315,8 +312,6 @@ def describe(destination: Path) -> str:
         if len(classes) <= _MAX_PRINTED_CLASSES:
             named = (f"{name} {count / counts.sum():.1%}" for name, count in zip(classes, counts.tolist(), strict=True))
             lines.append(f"{split}: {', '.join(named)}")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     size = len(data.vocabulary(data.source_lang))
     note = f"lengths in tokens, without </s>; vocabulary: {size:,}, including {len(SPECIALS)} special symbols"
-    return "\n".join([*table, note, *lines])
+    return "\n".join([*table_lines(rows), note, *lines])

@@ -1,5 +1,6 @@
 """The counts of a preprocessing run, and a table of them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -53,6 +54,12 @@ def text_size(block: bytes) -> tuple[int, int]:
     return len(block), int(np.count_nonzero(is_first_byte))
 
 
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns a table as lines of text. The cells of a column are aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
 @dataclass(frozen=True)
 class SplitCount:
     """The counts of one split.
@@ -93,8 +100,7 @@ class PreprocessReport:
                 dropped = [f"{split.dropped.get(rule, 0):,}" for rule in RULES]
                 share = f"{side.unknown:,} ({side.unknown / max(1, side.tokens):.2%})"
                 rows.append([name, lang, f"{split.lines:,}", *dropped, f"{split.items:,}", f"{side.tokens:,}", share])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines = table_lines(rows)
         sizes = ", ".join(f"{lang} {size:,}" for lang, size in self.vocabulary.items())
         for name, split in self.splits.items():
             if (text := split.text) is not None:
