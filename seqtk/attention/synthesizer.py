@@ -33,6 +33,8 @@ from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, blockwise_softm
 class SynthesizerConfig(QKVConfig):
     """The settings that all Synthesizers have."""
 
+    source: ClassVar[type["LogitSource"]]
+    """The source of the logits, unless the layer mixes several."""
     max_length: int = setting(256, at_least=1, help="Longest input, and size of the matrices of logits.")
 
 
@@ -66,35 +68,6 @@ class SynthesizerAttention(Resizable, HeadedAttention):
         return blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=self.active_dropout)
 
 
-class Synthesizer(SynthesizerAttention):
-    """A Synthesizer with one source of logits: softmax(logits) V per head."""
-
-    source: ClassVar[type[LogitSource]]
-
-    def __init__(self, config: SynthesizerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
-        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        self.logits = self.source(config, dim)
-
-    def forward(
-        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
-    ) -> tuple[Tensor, State]:
-        length = x_BTD.shape[1]
-        self.check_length(length)
-        logits = self.logits(x_BTD, rows=slice(0, length), columns=length)
-        value_BHSE = self.split(self.value(x_BTD)).contiguous()
-        return self.out(self.join(self.average(logits, value_BHSE, pad_BS=pad_BS))), None
-
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        return StepState(dynamic=cache.empty("value"))
-
-    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        kept = cache.remember(state.dynamic, value=self.split(self.value(x_B1D)))
-        length = cache.length(kept, "value")
-        self.check_length(length)
-        logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length).logits(length)
-        return self.out(self.join(cache.average(logits_BH1S, kept))), state.advance(kept)
-
-
 class DenseLogits(LogitSource):
     """Logits that a perceptron per head predicts from the query: W2 relu(W1 x + b1) + b2 (section 3.1).
 
@@ -119,11 +92,6 @@ class DenseLogits(LogitSource):
 class SynthesizerDenseConfig(SynthesizerConfig):
     """Attention whose logits a perceptron per head predicts from each query alone."""
 
-
-@attentions.register("synthesizer_dense", SynthesizerDenseConfig)
-class SynthesizerDense(Synthesizer):
-    """A Synthesizer in which each query predicts its row of logits (`DenseLogits`)."""
-
     source = DenseLogits
 
 
@@ -147,11 +115,6 @@ class RandomLogits(LogitSource):
 class SynthesizerRandomConfig(SynthesizerConfig):
     """Attention whose logits are a learned matrix per head, the same for every input."""
 
-
-@attentions.register("synthesizer_random", SynthesizerRandomConfig)
-class SynthesizerRandom(Synthesizer):
-    """A Synthesizer whose logits are a learned matrix per head (`RandomLogits`)."""
-
     source = RandomLogits
 
 
@@ -174,11 +137,6 @@ class FixedRandomLogits(LogitSource):
 @dataclass(frozen=True)
 class SynthesizerFixedRandomConfig(SynthesizerConfig):
     """Attention whose logits are a random matrix per head, never trained."""
-
-
-@attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
-class SynthesizerFixedRandom(Synthesizer):
-    """A Synthesizer whose logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
 
     source = FixedRandomLogits
 
@@ -210,22 +168,13 @@ class FactorizedDenseLogits(LogitSource):
 class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
     """Attention whose logits are the outer product of two short vectors, A and B, predicted from each query alone."""
 
+    source = FactorizedDenseLogits
+
     fine: int | None = setting(
         None,
         at_least=1,
         help="Length b of the vector B: the key p b + q has the logit A_p B_q. null: ceil(√max_length).",
     )
-
-
-@attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
-class SynthesizerFactorizedDense(Synthesizer):
-    """A Synthesizer in which each query predicts two factors of its row of logits (`FactorizedDenseLogits`)."""
-
-    source = FactorizedDenseLogits
-
-    @classmethod
-    def resized(cls, config: Any, *, max_length: int) -> Any:
-        return keep_fine(config, super().resized(config, max_length=max_length))
 
 
 def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
@@ -264,14 +213,46 @@ class FactorizedRandomLogits(LogitSource):
 class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
     """Attention whose logits are a learned low-rank matrix per head."""
 
+    source = FactorizedRandomLogits
+
     rank: int = setting(8, at_least=1, help="Rank of the matrix.")
 
 
+@attentions.register("synthesizer_dense", SynthesizerDenseConfig)
+@attentions.register("synthesizer_random", SynthesizerRandomConfig)
+@attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
+@attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
 @attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
-class SynthesizerFactorizedRandom(Synthesizer):
-    """A Synthesizer whose logits are a learned low-rank matrix per head (`FactorizedRandomLogits`)."""
+class Synthesizer(SynthesizerAttention):
+    """A Synthesizer with one source of logits: softmax(logits) V per head."""
 
-    source = FactorizedRandomLogits
+    def __init__(self, config: SynthesizerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self.logits = config.source(config, dim)
+
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        length = x_BTD.shape[1]
+        self.check_length(length)
+        logits = self.logits(x_BTD, rows=slice(0, length), columns=length)
+        value_BHSE = self.split(self.value(x_BTD)).contiguous()
+        return self.out(self.join(self.average(logits, value_BHSE, pad_BS=pad_BS))), None
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty("value"))
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        kept = cache.remember(state.dynamic, value=self.split(self.value(x_B1D)))
+        length = cache.length(kept, "value")
+        self.check_length(length)
+        logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length).logits(length)
+        return self.out(self.join(cache.average(logits_BH1S, kept))), state.advance(kept)
+
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        resized = super().resized(config, max_length=max_length)
+        return keep_fine(config, resized) if isinstance(config, SynthesizerFactorizedDenseConfig) else resized
 
 
 SOURCES: dict[str, type[LogitSource]] = {

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import Attention, Role, StepState
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
-from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
+from seqtk.attention.synthesizer import Synthesizer, SynthesizerRandomConfig
 from seqtk.ops.cache import append
 from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import attend
@@ -224,7 +224,7 @@ class DividesByLength(SoftmaxAttention):
         return super().forward(x_BTD, *rest, **options)[0] / x_BTD.shape[1], None
 
 
-class StepsAtPositionZero(SynthesizerRandom):
+class StepsAtPositionZero(Synthesizer):
     """Reads row 0 of its matrix at every step, as a public implementation does."""
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
@@ -336,7 +336,7 @@ class KeepsAllWeights(SoftmaxAttention):
             return self.out(self.join(torch.cat([attend(part, key, value, bias=seen) for part in parts], dim=2))), None
 
 
-class TruncatesLongInputs(SynthesizerRandom):
+class TruncatesLongInputs(Synthesizer):
     """Truncates inputs to max_length."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
@@ -452,7 +452,7 @@ class ClassMutant:
 def subject_of(layer: type[Attention], role: Role, size: str) -> Subject:
     """Returns the subject for a subclass of softmax attention or of the random Synthesizer, with default settings."""
     config: Any = SoftmaxConfig(heads=2)
-    if issubclass(layer, SynthesizerRandom):
+    if issubclass(layer, Synthesizer):
         config = SynthesizerRandomConfig(heads=2, max_length=SIZES[size].settings["max_length"])
     return Subject(layer, config, role, SIZES[size], bfloat16_error=0.003)
 
