@@ -7,7 +7,7 @@ candidates, N finished candidates, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +42,7 @@ def beam_search(
     return [_best(hypotheses, config.nbest) for hypotheses in found]
 
 
-@dataclass(frozen=True)
-class _Candidates:
+class _Candidates(NamedTuple):
     """The C best candidates of each sentence, best first. A candidate is a beam and the token that continues it."""
 
     total_BC: Tensor
@@ -55,10 +54,10 @@ class _Candidates:
     """log p of the new token."""
 
     def gather(self, index_BK: Tensor) -> "_Candidates":
-        return _Candidates(*(x.gather(1, index_BK) for x in (self.total_BC, self.row_BC, self.token_BC, self.score_BC)))
+        return _Candidates(*(x.gather(1, index_BK) for x in self))
 
     def select(self, sentences: Tensor) -> "_Candidates":
-        return _Candidates(*(x[sentences] for x in (self.total_BC, self.row_BC, self.token_BC, self.score_BC)))
+        return _Candidates(*(x[sentences] for x in self))
 
 
 class _Beams:
@@ -119,12 +118,9 @@ class _Beams:
             left_B = torch.tensor(left, dtype=torch.long, device=ends_BC.device)
             chosen, self._sentence_B = chosen.select(left_B), self._sentence_B[left_B]
         widened = self.total_BW.shape[1] != self.beam
-        self.rows.advance(
-            None if self.beam == 1 and not fewer else chosen.row_BC.flatten(),
-            chosen.token_BC.flatten(),
-            chosen.score_BC.flatten(),
-            across_sentences=fewer or widened,
-        )
+        if self.beam > 1 or fewer:
+            self.rows.reorder(chosen.row_BC.flatten(), across_sentences=fewer or widened)
+        self.rows.append(chosen.token_BC.flatten(), chosen.score_BC.flatten())
         self.total_BW = chosen.total_BC
 
 

@@ -47,25 +47,17 @@ class PartialHypotheses:
             return log_p_MRV[0]
         return torch.stack(log_p_MRV).logsumexp(dim=0) - torch.tensor(float(len(log_p_MRV))).log()
 
-    def expand(self, row_R: Tensor) -> None:
-        """Replaces row i by a copy of row `row_R[i]`."""
+    def reorder(self, row_R: Tensor, *, across_sentences: bool) -> None:
+        """Replaces row i by a copy of row `row_R[i]`.
+
+        `across_sentences`: True if row i may become a copy of a row of a different sentence.
+        """
         self.tokens_RT, self.scores_RT = self.tokens_RT[row_R], self.scores_RT[row_R]
         for state in self.states:
-            state.reorder(row_R, across_sentences=True)
+            state.reorder(row_R, across_sentences=across_sentences)
 
-    def advance(self, row_R: Tensor | None, token_R: Tensor, score_R: Tensor, *, across_sentences: bool) -> None:
-        """Replaces row i by a copy of row `row_R[i]`, and appends a token.
-
-        Args:
-            row_R: The row that each new row continues. None: each row continues itself.
-            token_R: The tokens to append.
-            score_R: The log-probabilities of these tokens.
-            across_sentences: True if row i may become a copy of a row of a different sentence.
-        """
-        if row_R is not None:
-            for state in self.states:
-                state.reorder(row_R, across_sentences=across_sentences)
-            self.tokens_RT, self.scores_RT = self.tokens_RT[row_R], self.scores_RT[row_R]
+    def append(self, token_R: Tensor, score_R: Tensor) -> None:
+        """Appends a token to each row, with its log-probability."""
         self.tokens_RT = torch.cat([self.tokens_RT, token_R[:, None]], dim=1)
         self.scores_RT = torch.cat([self.scores_RT, score_R[:, None]], dim=1)
 

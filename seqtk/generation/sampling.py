@@ -37,7 +37,7 @@ def sample(
     rows = PartialHypotheses(models, batch)
     samples = list(range(len(batch.ids_B) * config.nbest))  # the numbers of the unfinished samples
     text_R = torch.arange(len(samples), device=device)
-    rows.expand(text_R // config.nbest)
+    rows.reorder(text_R // config.nbest, across_sentences=True)
     uniform_NT = uniform_numbers(
         batch.ids_B.tolist(), seed=config.seed, samples=config.nbest, length=int(constraints.max_B.max()) + 1
     ).to(device)
@@ -55,7 +55,7 @@ def sample(
         score_R = log_p_RV.gather(1, token_R[:, None]).squeeze(1)
         ends = (token_R == EOS).tolist()
         if not any(ends):
-            rows.advance(None, token_R, score_R, across_sentences=False)
+            rows.append(token_R, score_R)
             continue
         done, left = ([number for number, is_end in enumerate(ends) if is_end is kind] for kind in (True, False))
         done_N, left_R = (torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (done, left))
@@ -63,7 +63,8 @@ def sample(
         for number, tokens, scores in zip(done, rows.tokens_RT[done_N].tolist(), scores_NT.tolist(), strict=True):
             found[samples[number]] = finish(tokens, scores, config)
         samples, text_R = [samples[number] for number in left], text_R[left_R]
-        rows.advance(left_R, token_R[left_R], score_R[left_R], across_sentences=True)
+        rows.reorder(left_R, across_sentences=True)
+        rows.append(token_R[left_R], score_R[left_R])
     texts = [text for text in found if text is not None]
     return [texts[first : first + config.nbest] for first in range(0, len(texts), config.nbest)]
 
