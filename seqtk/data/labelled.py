@@ -28,7 +28,6 @@ from seqtk.data.labelled_text import (
     class_numbers,
     open_arrays,
     read_labelled,
-    read_labels,
 )
 from seqtk.data.labels import CLASSES, LABELS
 from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, check_inputs, destination_of, preprocess
@@ -194,7 +193,7 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
         )
     _check_settings(config, arrays=bool(arrays))
     class_files = [files["train"]] if "train" in files else list(files.values())
-    labels = [example.label for path in class_files for example in read_labels(path, columns)]
+    labels = [example.label for path in class_files for example in read_labelled(path, columns, array_texts=False)]
     classes = class_names(labels)
     check_classes(classes, of=" and ".join(class_files))
     is_valid = held_out(len(labels), config.valid_share, config.seed) if config.valid_share else None
@@ -262,7 +261,7 @@ def _write_array_files(
     size = len(PIXELS) if pixels else max(file.largest() for file in opened.values()) + 1
 
     def parts(split: str, path: str) -> Iterator[Arrays]:
-        numbers = class_numbers(read_labels(path, columns), classes, path=path)
+        numbers = class_numbers(read_labelled(path, columns, array_texts=False), classes, path=path)
         label_N = np.fromiter((number for _, number in numbers), np.int64)
         keep_N = np.ones(len(label_N), dtype=bool)
         if is_valid is not None and split in ("train", "valid"):

@@ -73,11 +73,12 @@ def place_of(line: int, path: str) -> str:
     return f"{'Example' if is_array_file(path) else 'Line'} {line:,} of {path}"
 
 
-def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
+def read_labelled(path: str, columns: Columns, *, array_texts: bool = True) -> Iterator[LabelledText]:
     """Yields the examples of a file. The format follows from the file extension (see `format_of`).
 
     TSV has no quotes. CSV follows RFC 4180: quoted fields may contain commas, quotes and line ends. Tabs and line ends
-    in a field become spaces. An item of an array becomes a text of its pixels or tokens, separated by spaces.
+    in a field become spaces. An item of an array becomes a text of its pixels or tokens, separated by spaces. Without
+    `array_texts`, examples of array files have no texts, which takes less time.
 
     Raises:
         UserError: If the file or a column of `columns` is missing, if the file is empty, or if a class is empty or not
@@ -86,34 +87,22 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     class_of = _class_of(path, columns)
     if is_array_file(path):
         array = open_arrays(path, columns)
-        texts = (
-            (" ".join(map(str, item.tolist())),)
-            for symbols, sizes in array.parts()
-            for item in np.split(symbols, np.cumsum(sizes)[:-1])
-        )
-        for number, (text, label) in enumerate(zip(texts, array.labels(), strict=True), 1):
-            yield LabelledText(number, text, class_of(label, number))
+        parts = array.parts() if array_texts else ()
+        items = (item for symbols, sizes in parts for item in np.split(symbols, np.cumsum(sizes)[:-1]))
+        for number, label in enumerate(array.labels(), 1):
+            texts = (" ".join(map(str, next(items).tolist())),) if array_texts else ()
+            yield LabelledText(number, texts, class_of(label, number))
         return
     if columns.lengths is not None:
         raise UserError(f"columns.lengths={columns.lengths} has no effect on {path}, which is not a NumPy file.")
     keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
-    parts, found = len(columns.text), False
+    count, found = len(columns.text), False
     for number, fields in _records(path, keys):
         found = True
         cleaned = [field.translate(_BLANKS) for field in fields[:-1]]
-        yield LabelledText(number, (" ".join(cleaned[:parts]), *cleaned[parts:]), class_of(fields[-1], number))
+        yield LabelledText(number, (" ".join(cleaned[:count]), *cleaned[count:]), class_of(fields[-1], number))
     if not found:
         raise UserError(f"{path} has no examples.")
-
-
-def read_labels(path: str, columns: Columns) -> Iterator[LabelledText]:
-    """Like `read_labelled`, but yields examples of array files without their texts, which takes less time."""
-    if not is_array_file(path):
-        yield from read_labelled(path, columns)
-        return
-    class_of = _class_of(path, columns)
-    for number, label in enumerate(open_arrays(path, columns).labels(), 1):
-        yield LabelledText(number, (), class_of(label, number))
 
 
 def open_arrays(path: str, columns: Columns) -> ArrayFile:
