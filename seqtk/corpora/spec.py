@@ -27,11 +27,6 @@ class RemoteFile:
         """The last component of `name`, by which the texts of a corpus refer to the file."""
         return self.name.rsplit("/", 1)[-1]
 
-    @property
-    def items(self) -> tuple["RemoteFile", ...]:
-        """The files with text: the file itself, or the members of an archive."""
-        return self.members or (self,)
-
 
 class Text(Protocol):
     """Protocol of texts of a corpus: text files of a split that are made from published files."""
