@@ -51,7 +51,7 @@ class Sentence:
     prefix_text: str | None = None
     """The input text of the prefix. The output begins with it, even if some of its tokens are unknown."""
     index: int = 0
-    """The index of the sentence in the input, set by `decode_in_order`. Random numbers of sampling depend on it."""
+    """The index in the input, from 0, set by `decode_in_order`. Random numbers of sampling depend on it."""
 
     @property
     def is_blank(self) -> bool:
@@ -63,8 +63,6 @@ class Sentence:
 class Translation:
     """A sentence or prompt with its hypotheses, best first."""
 
-    index: int
-    """The index of the sentence in the input, from 0."""
     sentence: Sentence
     hypotheses: list[Hypothesis]
     truncated: bool = False
@@ -190,7 +188,6 @@ def decode_in_order(
         for i, (sentence, decoded) in enumerate(zip(block, truncated, strict=True)):
             prefix_truncated = decoded.prefix is not sentence.prefix
             yield Translation(
-                sentence.index,
                 dataclasses.replace(sentence, prefix_text=None) if prefix_truncated else sentence,
                 hypotheses[i],
                 truncated=decoded.source is not sentence.source or decoded.target is not sentence.target,

@@ -92,7 +92,7 @@ class Writer:
         references = self.references(translation)
         yield json.dumps(
             {
-                "index": translation.index,
+                "index": translation.sentence.index,
                 "source": self.source(translation),
                 **({"reference": references[0]} if references else {}),
                 **({"references": references} if len(references) > 1 else {}),
@@ -110,7 +110,7 @@ class Writer:
         )
 
     def _fairseq(self, translation: Translation) -> Iterator[str]:
-        number = translation.index
+        number = translation.sentence.index
         yield f"S-{number}\t{self.source(translation)}"
         # Unknown words of a reference are written as <<unk>>, so that <unk> in a hypothesis does not match them.
         for reference in self.references(translation, unknown="<<unk>>"):

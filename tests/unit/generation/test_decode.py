@@ -35,7 +35,7 @@ def test_results_are_in_input_order(model, decoder):
         batching = BatchingConfig(max_tokens=40 if count % 2 else None, max_sentences=3 if count % 3 else 64)
         window = (3, 7, 100)[count % 3]
         found = list(decode_in_order(map(Sentence, rows[:count]), decoder, batching=batching, window=window))
-        assert [translation.index for translation in found] == list(range(count))
+        assert [translation.sentence.index for translation in found] == list(range(count))
         assert [translation.sentence.source.tolist() for translation in found] == [row.tolist() for row in rows[:count]]
         assert [t.hypotheses[0].tokens for t in found] == [hypotheses[0].tokens for hypotheses in alone[:count]]
 
@@ -49,7 +49,7 @@ def test_window_limits_the_number_of_sentences_read(decoder):
             yield Sentence(row)
 
     for translation in decode_in_order(reading(), decoder, batching=BatchingConfig(), window=3):
-        assert len(read) == 3 * (translation.index // 3 + 1)
+        assert len(read) == 3 * (translation.sentence.index // 3 + 1)
 
 
 class Dying(BatchTranslator):

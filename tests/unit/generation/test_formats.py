@@ -28,8 +28,8 @@ def translation(**known) -> Translation:
         Hypothesis(tokens=(4, 5, 6, EOS), score=-math.log(2), token_scores=tuple(map(math.log, probabilities))),
         Hypothesis(tokens=(6, EOS), score=-2 * math.log(2), token_scores=(-math.log(4), -math.log(4))),
     ]
-    sentence = Sentence(np.array([7, 8, EOS]), target=np.array([4, UNK, EOS]), **known)
-    return Translation(3, sentence, hypotheses, truncated=False)
+    sentence = Sentence(np.array([7, 8, EOS]), target=np.array([4, UNK, EOS]), index=3, **known)
+    return Translation(sentence, hypotheses, truncated=False)
 
 
 def lines(item, format, **options):
@@ -74,14 +74,14 @@ def test_source_and_reference_are_printed_unchanged():
 
 def test_line_feeds_in_a_translation_become_spaces():
     hypothesis = Hypothesis(tokens=(9, EOS), score=-1.0, token_scores=(-1.0, -1.0))
-    item = Translation(0, Sentence(np.array([7, EOS])), [hypothesis], truncated=False)
+    item = Translation(Sentence(np.array([7, EOS])), [hypothesis], truncated=False)
     assert lines(item, "text") == ["x y"]
     assert all("\n" not in line for line in lines(item, "fairseq"))
 
 
 def test_infinite_score_is_null_in_json():
     hypothesis = Hypothesis(tokens=(EOS,), score=-math.inf, token_scores=(-math.inf,))
-    (line,) = lines(Translation(0, Sentence(np.array([EOS])), [hypothesis], truncated=False), "json")
+    (line,) = lines(Translation(Sentence(np.array([EOS])), [hypothesis], truncated=False), "json")
     assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": ["</s>"], "token_scores": [None]}
 
 
@@ -94,7 +94,6 @@ def test_all_references_are_written():
 
 def test_prefix_is_written_as_given():
     item = Translation(
-        0,
         Sentence(np.array([7, EOS]), prefix=np.array([UNK]), prefix_text="Ōin"),
         [Hypothesis(tokens=(UNK, 6, EOS), score=-1.0, token_scores=(-1.0,) * 3)],
     )
