@@ -59,8 +59,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint={path} does not exist.")
     names = globals_of(path)
     stubs = [(_stub(name), name) for name in names if _is_stubbed(name)]
+    known = torch.serialization.safe_globals([*stubs, (_plain_dict, "collections.defaultdict")])
     try:
-        with torch.serialization.safe_globals([*stubs, (_plain_dict, "collections.defaultdict")]), _quiet():
+        with known, warnings.catch_warnings(action="ignore"):  # torch warns about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, PermissionError):
         raise
@@ -154,8 +155,3 @@ def _refusal(path: Path, names: list[str]) -> UserError:
         f"{path} is not a torch checkpoint, or it is damaged.",
         "The file may be truncated: copy or download it again.",
     )
-
-
-def _quiet() -> Any:
-    """Context manager that hides torch's warnings about pickle protocols. Errors are still raised."""
-    return warnings.catch_warnings(action="ignore")
