@@ -227,7 +227,16 @@ class ClassificationTask(TextTask):
         return PairBatch(**vars(batch), second_BS=sides[1]) if self.pairs else batch
 
     def model(self, config: ModelConfig) -> Model:
-        sizes: dict[str, Any] = {"vocabulary": len(self.vocabulary), "head": self._head()}
+        settings = {
+            "classes": len(self.classes),
+            "pool": self.config.pool,
+            "hidden_dim": self.config.head_dim,
+            "dropout": self.config.head_dropout,
+            "class_weights": self.class_weights,
+            **({"combine": self.config.combine} if self.pairs else {}),
+        }
+        head = partial(PairHead if self.pairs else PooledHead, **settings)
+        sizes: dict[str, Any] = {"vocabulary": len(self.vocabulary), "head": head}
         if getattr(config, "input", "tokens") == "values":
             sizes["values"] = self._token_values()
         model = build_model(config, PairBatch if self.pairs else ClassBatch, **sizes)
@@ -320,19 +329,6 @@ class ClassificationTask(TextTask):
         """Converts token ids to text."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
 
-    def _head(self) -> Callable[[int], PooledHead]:
-        return partial(PooledHead, **self._head_settings())
-
-    def _head_settings(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "classes": len(self.classes),
-            "pool": config.pool,
-            "hidden_dim": config.head_dim,
-            "dropout": config.head_dropout,
-            "class_weights": self.class_weights,
-        }
-
     def _token_values(self) -> list[float]:
         """Returns the number that each token represents, which is NaN for special symbols.
 
@@ -424,6 +420,3 @@ class MatchingTask(ClassificationTask):
 
     sides = ("source", "source")
     pairs = True
-
-    def _head(self) -> Callable[[int], PooledHead]:
-        return partial(PairHead, combine=self.config.combine, **self._head_settings())
