@@ -77,7 +77,6 @@ def list_sources(config: FilesConfig) -> list[Path]:
     """Returns the paths in `source=`. Raises UserError if a path does not exist, or if `mirror=` is also set."""
     given = config.source or ""
     places = [Path(path).expanduser() for path in ([given] if Path(given).exists() else given.split(",")) if path]
-    places = places if given else []
     if places and config.mirror:
         raise UserError(
             "source= and mirror= are both set.", "Set source= for files on the disk, or mirror= to download files."

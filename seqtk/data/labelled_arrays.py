@@ -131,47 +131,27 @@ class ArrayFile:
 
         Raises UserError, with the number of the example, if a token is negative or too large.
         """
-        done = 0
+        is_flat, width = len(self.shape) == 1, math.prod(self.shape[1:])
+        sizes_N = np.full(self.count, width) if self._lengths is None else self._lengths
+        ends_N = np.cumsum(sizes_N if is_flat else np.full(self.count, width))  # in the file, including padding
+        start = before = 0
         with self._open(self._items, is_items=True) as stored:
-            for start, end in self._part_bounds():
-                symbols, sizes = self._read_part(stored, start, end)
+            while start < self.count:
+                end = max(start + 1, int(np.searchsorted(ends_N, before + _PART, side="right")))
+                symbols, sizes = stored.read(int(ends_N[end - 1]) - before), sizes_N[start:end]
+                if not is_flat and self._lengths is not None:
+                    symbols = symbols.reshape(-1, width)[np.arange(width) < sizes[:, None]]
                 wrong = np.flatnonzero((symbols < 0) | (symbols >= _MAX_SYMBOLS)).tolist() if not self.pixels else []
                 if len(wrong):
                     first = wrong[0]
-                    number = done + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
+                    number = start + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
                     raise UserError(
                         f"Example {number:,} of {self.path} has the token {symbols[first]}.",
                         f"Tokens must be from 0 to {_MAX_SYMBOLS - 1:,}: the dictionary has 0 to the largest token.",
                         "Renumber the tokens: numpy.unique(array, return_inverse=True).",
                     )
                 yield symbols, sizes
-                done = end
-
-    def _part_bounds(self) -> Iterator[tuple[int, int]]:
-        """Yields (start, end) of each part: its items are `start` to `end` - 1."""
-        if len(self.shape) > 1:
-            rows = max(1, _PART // math.prod(self.shape[1:]))
-            yield from ((start, min(start + rows, self.count)) for start in range(0, self.count, rows))
-            return
-        assert self._lengths is not None
-        ends, start = np.cumsum(self._lengths), 0
-        while start < self.count:
-            before = int(ends[start - 1]) if start else 0
-            end = max(start + 1, int(np.searchsorted(ends, before + _PART, side="right")))
-            yield start, end
-            start = end
-
-    def _read_part(self, stored: _StoredArray, start: int, end: int) -> Part:
-        if len(self.shape) == 1:
-            assert self._lengths is not None
-            sizes = self._lengths[start:end]
-            return stored.read(int(sizes.sum())), sizes
-        width = math.prod(self.shape[1:])
-        symbols = stored.read((end - start) * width)
-        if self._lengths is None:
-            return symbols, np.full(end - start, width)
-        sizes = self._lengths[start:end]
-        return symbols.reshape(-1, width)[np.arange(width) < sizes[:, None]], sizes
+                start, before = end, int(ends_N[end - 1])
 
     def _read_lengths(self, name: str) -> Ints:
         lengths_N = self._read_all(name)
