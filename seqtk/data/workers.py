@@ -33,11 +33,11 @@ def ordered_map(
         yield from (function(*item) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=set_function, initargs=(function,))
     try:
         pending: deque[Future[Any]] = deque()
         for item in items:
-            pending.append(pool.submit(_apply, *item))
+            pending.append(pool.submit(call_function, *item))
             if len(pending) >= _IN_FLIGHT_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:
@@ -51,12 +51,13 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _start(function: Callable[..., Any]) -> None:
-    """Initializes a worker. It ignores Ctrl-C, because the parent process ends the workers."""
+def set_function(function: Callable[..., Any]) -> None:
+    """Initializes a worker process for `call_function`. It ignores Ctrl-C, because the parent process ends it."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function
 
 
-def _apply(*item: Any) -> Any:
+def call_function(*item: Any) -> Any:
+    """Calls the function of this worker process."""
     return _function(*item)

@@ -6,7 +6,6 @@ B batch, P length of the prefix.
 import contextlib
 import dataclasses
 import itertools
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +22,7 @@ from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad
 from seqtk.data.blocks import collate_blocks, prompts
 from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS, Vocabulary
+from seqtk.data.workers import call_function, set_function
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.length_limits import length_limit
 from seqtk.generation.scoring import score
@@ -212,7 +212,7 @@ def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
     context = torch.multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(decoder,))
     try:
-        yield lambda _, batches: pool.map(_decode_in_worker, batches)
+        yield lambda _, batches: pool.map(call_function, batches)
     except BrokenProcessPool:
         raise UserError(
             "A worker process ended unexpectedly, probably because memory ran out.",
@@ -222,18 +222,7 @@ def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
         pool.shutdown(cancel_futures=True)
 
 
-_worker_decoder: BatchTranslator | None = None
-
-
 def _start_worker(decoder: BatchTranslator) -> None:
-    """Initializes a worker. It ignores Ctrl-C, because the parent process ends the workers."""
-    global _worker_decoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_function(decoder)
     keep_freed_memory()
     torch.set_num_threads(1)
-    _worker_decoder = decoder
-
-
-def _decode_in_worker(batch: Sequence[Sentence]) -> list[list[Hypothesis]]:
-    assert _worker_decoder is not None
-    return _worker_decoder(batch)
