@@ -14,7 +14,6 @@ from seqtk.data.labelled_text import Columns
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.sources import DataBinSource, GivenText, LabelledSource, LabelledSourceConfig
 from seqtk.data.sources.base import OtherDictionaryError
-from seqtk.data.sources.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.data.vocabulary_building import Tokens
@@ -64,13 +63,9 @@ def other_data(
                 open_data(task, data)
                 yield split
             elif isinstance(task, SampleTask):
-                encoded = _encoded(
-                    _text_file(input, Path(folder)),
-                    Path(folder) / "encoded",
-                    vocabulary=task.vocabulary,
-                    tokenizer=task.tokenizer,
-                )
-                task.open(DataBinSource(data=str(encoded.directory)))
+                text, databin = _text_file(input, Path(folder)), Path(folder) / "data-bin"
+                _encode(text, databin, vocabulary=task.vocabulary, tokenizer=task.tokenizer)
+                task.open(DataBinSource(data=str(databin)))
                 yield "test"
             elif isinstance(task, ClassificationTask):
                 if references:
@@ -121,15 +116,15 @@ def _text_file(path: str, folder: Path) -> Path:
     return copy
 
 
-def _encoded(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
-    """Writes a data-bin to `folder` whose split `test` is the text at `path`.
+def _encode(path: Path, databin: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    """Writes a data-bin whose split `test` is the text at `path`, and two more files beside it.
 
     If line feeds were tokens in training, they are tokens here too. Otherwise, each line ends in EOS.
     """
     separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
     tokens = separators.get(tokenizer.separator, "words")
-    dictionary, model = folder / "given.txt", folder / "given.model"
-    folder.mkdir(parents=True)
+    has_line_feeds = any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)
+    dictionary, model = databin.with_name("given.txt"), databin.with_name("given.model")
     vocabulary.save(dictionary)
     if tokenizer.model_bytes is not None:
         tokens = "sentencepiece"
@@ -141,17 +136,11 @@ def _encoded(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tok
             source_dict=str(dictionary) if tokens != "bytes" else None,
             sentencepiece=str(model) if tokens == "sentencepiece" else None,
             remove_bpe=tokenizer.separator if tokens == "words" else None,
-            line_end=None if _has_line_feeds(vocabulary) else "eos",
-            destdir=str(folder / "data-bin"),
+            line_end=None if has_line_feeds else "eos",
+            destdir=str(databin),
             workers=1,
         )
     )
-    return DataBin(folder / "data-bin")
-
-
-def _has_line_feeds(vocabulary: Vocabulary) -> bool:
-    """Returns True if line feeds were tokens of the training text."""
-    return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
