@@ -357,13 +357,11 @@ class Pairs:
         at_N2S: The position of each segment (see `Tables`): (images, 2, segments).
         patch_N2S: The patch of each segment: (images, 2, segments).
         mask: The padded masks with both paths: (images, positions).
-        attempts: The number of attempts that were started.
     """
 
     at_N2S: Ints
     patch_N2S: Ints
     mask: Image
-    attempts: int
 
 
 def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
@@ -412,7 +410,7 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
             )
         restart = np.flatnonzero(~fits | (step == 2 * length))
     segments = np.concatenate([part for part, _ in found], axis=1)[:, :count]
-    return Pairs(segments[0], segments[1], np.concatenate([mask for _, mask in found])[:count], attempts)
+    return Pairs(segments[0], segments[1], np.concatenate([mask for _, mask in found])[:count])
 
 
 def find_starts(growth: Growth, images: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:

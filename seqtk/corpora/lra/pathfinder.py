@@ -9,7 +9,7 @@ Shapes of arrays are in parentheses. Shape suffixes: N images.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -62,14 +62,12 @@ class Drawings:
         labels: 1 if the dots are the ends of one path, otherwise 0: (images,).
         dots: The (y, x) of the two dots: (images, 2, 2).
         paths: Each of the two paths alone, uint8: (images, 2, size, size).
-        attempts: The number of attempts to draw a pair of paths, summed over all images.
     """
 
     images: Image
     labels: Ints
     dots: Ints
     paths: Image
-    attempts: int
 
     @property
     def distances(self) -> Ints:
@@ -136,10 +134,10 @@ def draw(shape: PathfinderShape, count: int, key: tuple[int, ...]) -> Drawings:
             parts.append((chosen, _draw(tables, shape.contour_length, label_N[chosen], Random((*key, number)))))
     order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))[:count]
     joined = {
-        name: np.concatenate([getattr(part, name) for _, part in parts])[order]
-        for name in ("images", "labels", "dots", "paths")
+        field.name: np.concatenate([getattr(part, field.name) for _, part in parts])[order]
+        for field in fields(Drawings)
     }
-    return Drawings(**joined, attempts=sum(part.attempts for _, part in parts))
+    return Drawings(**joined)
 
 
 def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
@@ -171,7 +169,6 @@ def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
         label_N,
         tables.coordinates(ends),
         paths.reshape(count, 2, tables.size, tables.size),
-        pairs.attempts,
     )
 
 
