@@ -65,16 +65,16 @@ class DataBin:
         self.source_lang, self.target_lang = self._direction(source_lang, target_lang)
 
     @cached_property
-    def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """Dict from the name of each data set to (source, target, language), or to None if it is monolingual."""
-        parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
+    def _datasets(self) -> dict[str, tuple[str, str] | None]:
+        """Dict from the name of each data set to (source, target), or to None if it is monolingual."""
+        parsed = {path.stem: _parse(path.stem) for path in self._glob("*.idx")}
         return {name: langs for name, langs in parsed.items() if langs is not None or "." not in name}
 
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self.directory.glob(pattern))
 
     def _direction(self, source: str | None, target: str | None) -> tuple[str | None, str | None]:
-        pairs = sorted({found[:2] for found in self._datasets.values() if found is not None})
+        pairs = sorted({found for found in self._datasets.values() if found is not None})
         both_ways = pairs + [(second, first) for first, second in pairs if (second, first) not in pairs]
         given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
         if source is None and target is None:
@@ -90,7 +90,7 @@ class DataBin:
             raise UserError(
                 f"{self.directory} is not a data-bin folder: it has no .idx file.", "Run seqtk-preprocess to make one."
             )
-        wanted = "-".join(filter(None, (source, target))) or "pair of languages"
+        wanted = "-".join(filter(None, (source, target)))
         known = ", ".join("-".join(pair) for pair in both_ways)
         if not given:
             raise UserError(f"{self.directory} does not contain {wanted}.", f"It contains {known}.")
@@ -249,17 +249,17 @@ class DataBin:
         return next((name for name in candidates if name in self._datasets), None)
 
 
-def _parse(name: str) -> tuple[str, str, str] | None:
-    """Parses a name such as `train.en-de.de` into (source, target, language). Returns None if it has a different form.
+def _parse(name: str) -> tuple[str, str] | None:
+    """Returns (source, target) of a name such as `train.en-de.de`, or None if it has a different form.
 
     Names of languages may contain hyphens.
     """
     _, _, rest = name.partition(".")
     pair, _, lang = rest.rpartition(".")
     if pair.startswith(f"{lang}-"):
-        return lang, pair[len(lang) + 1 :], lang
+        return lang, pair[len(lang) + 1 :]
     if pair.endswith(f"-{lang}"):
-        return pair[: -len(lang) - 1], lang, lang
+        return pair[: -len(lang) - 1], lang
     return None
 
 
