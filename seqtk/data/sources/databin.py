@@ -22,7 +22,7 @@ from seqtk.config.fields import setting
 from seqtk.data.indexed import IndexedDataset, JoinedItems
 from seqtk.data.labels import read_classes, read_labels
 from seqtk.data.report import TextCount
-from seqtk.data.sources.base import Items, MissingSplitError, Source, SourceConfig, sources
+from seqtk.data.sources.base import MissingSplitError, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
@@ -33,7 +33,18 @@ RECORD = "preprocess.json"
 NO_LANGUAGE = "None"  # the language of monolingual text in file names of fairseq-preprocess
 
 
-class DataBin:
+@dataclass(frozen=True)
+class DataBinSourceConfig(SourceConfig):
+    """Reads a data-bin folder."""
+
+    remove_bpe: str | None = setting(
+        None,
+        help="Subword marker of the tokens, such as '@@ ' or sentencepiece, for a folder from fairseq-preprocess. "
+        "none: the tokens are words. null: the marker that seqtk-preprocess recorded.",
+    )
+
+
+class DataBin(Source):
     """A data-bin folder, opened for one translation direction.
 
     Args:
@@ -54,8 +65,8 @@ class DataBin:
         target_lang: str | None = None,
         remove_bpe: str | None = None,
     ) -> None:
+        super().__init__(DataBinSourceConfig(remove_bpe), data=str(directory))
         self.directory = Path(directory)
-        self.remove_bpe = remove_bpe
         if not self.directory.is_dir():
             raise UserError(
                 f"There is no data-bin folder {directory}.",
@@ -182,7 +193,7 @@ class DataBin:
             )
         if tokens in ("bytes", "characters", "lowercase_words"):
             return Tokenizer.plain(tokens)
-        marker = self.remove_bpe or settings.get("remove_bpe")
+        marker = self.config.remove_bpe or settings.get("remove_bpe")
         if marker is None and "remove_bpe" not in settings:
             likely = likely_marker(self.vocabulary(lang))
             if likely == "bytes":  # unambiguous: the dictionary consists of the names of all 256 bytes in order
@@ -200,7 +211,7 @@ class DataBin:
         langs = {self.source_lang, self.target_lang} - {None} or {None}
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
-    def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
+    def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> IndexedDataset | JoinedItems:
         """Returns the items of a split in one language, from all its files. `lang` is None for a monolingual folder."""
         parts = [self.part(part, lang) for part in self.parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
@@ -263,26 +274,21 @@ def _parse(name: str) -> tuple[str, str] | None:
     return None
 
 
-@dataclass(frozen=True)
-class DataBinSourceConfig(SourceConfig):
-    """Reads a data-bin folder."""
-
-    remove_bpe: str | None = setting(
-        None,
-        help="Subword marker of the tokens, such as '@@ ' or sentencepiece, for a folder from fairseq-preprocess. "
-        "none: the tokens are words. null: the marker that seqtk-preprocess recorded.",
-    )
-
-
 @sources.register("databin", DataBinSourceConfig)
-class DataBinSource(Source):
+class DataBinSource(DataBin):
     """A data-bin folder, or the shards of a corpus: several folders separated by commas.
 
     Each epoch reads the next shard. Vocabularies, tokenizers and the other splits come from the first shard.
     """
 
-    def __init__(self, config: Any = DataBinSourceConfig(), *, data: str, **others: Any) -> None:
-        super().__init__(config, data=data, **others)
+    def __init__(
+        self,
+        config: DataBinSourceConfig = DataBinSourceConfig(),
+        *,
+        data: str,
+        made_by: str = "",
+        **languages: str | None,
+    ) -> None:
         directories = (
             [data] if data and Path(data).is_dir() else [directory for directory in data.split(",") if directory]
         )
@@ -294,49 +300,26 @@ class DataBinSource(Source):
             raise UserError(
                 f"There is no data-bin folder {data}.", f"Separate shards by commas: {data.replace(':', ',')}"
             )
-        self._shards = [self._open(directory) for directory in directories]
-        self._data, self.epochs = self._shards[0], len(self._shards)
-        self.source_lang, self.target_lang = self._data.source_lang, self._data.target_lang
+        for directory in directories:
+            if made_by and not any(Path(directory).glob("dict*.txt")):
+                raise UserError(
+                    f"There is no data-bin folder {directory}.",
+                    *near_path(Path(directory), suits=Path.is_dir),
+                    f"To make the data of this recipe: {made_by}",
+                )
+        first, *others = directories
+        super().__init__(first, remove_bpe=config.remove_bpe, **languages)
+        self.config, self.name = config, data
+        self._shards = [self, *(DataBin(other, remove_bpe=config.remove_bpe, **languages) for other in others)]
+        self.epochs = len(self._shards)
         for shard in self._shards[1:]:  # checked here, so that errors do not occur in a later epoch
             for lang in {self.source_lang, self.target_lang or self.source_lang}:
-                if shard.vocabulary(lang) != self._data.vocabulary(lang):
+                if shard.vocabulary(lang) != self.vocabulary(lang):
                     raise UserError(
-                        f"The shards {self._data.directory} and {shard.directory} have different dictionaries.",
+                        f"The shards {self.directory} and {shard.directory} have different dictionaries.",
                         "Preprocess all shards with the dictionary of the first shard: seqtk-preprocess source_dict=….",
                     )
                 shard.split("train", lang)
 
-    def _open(self, directory: str) -> DataBin:
-        if self.made_by and not any(Path(directory).glob("dict*.txt")):
-            raise UserError(
-                f"There is no data-bin folder {directory}.",
-                *near_path(Path(directory), suits=Path.is_dir),
-                f"To make the data of this recipe: {self.made_by}",
-            )
-        return DataBin(
-            directory,
-            source_lang=self.source_lang,
-            target_lang=self.target_lang,
-            remove_bpe=self.config.remove_bpe,
-        )
-
-    def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        return self._data.vocabulary(lang)
-
-    def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        return self._data.tokenizer(lang)
-
-    def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> Items:
-        return self._shards[(epoch - 1) % len(self._shards)].split(name, lang)
-
-    def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        return self._data.lines(name, lang)
-
-    def classes(self) -> list[str]:
-        return self._data.classes()
-
-    def labels(self, split: str) -> npt.NDArray[np.int32]:
-        return self._data.labels(split)
-
-    def text_count(self, name: str) -> TextCount | None:
-        return self._data.text_count(name)
+    def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> IndexedDataset | JoinedItems:
+        return DataBin.split(self._shards[(epoch - 1) % len(self._shards)], name, lang)
