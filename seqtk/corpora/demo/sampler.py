@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from seqtk.corpora.demo import lexicon
 from seqtk.corpora.demo.clauses import Clause, Constituent, Role, Tense
@@ -25,13 +25,6 @@ from seqtk.corpora.demo.phrases import (
 from seqtk.corpora.demo.words import Adjective, Aspect, Case, Gender, Kind, Modal, Name, Noun, Object, Person, Verb
 
 T = TypeVar("T")
-
-
-class Weighted(Protocol):
-    """Protocol of lexicon entries with a weight."""
-
-    @property
-    def weight(self) -> float: ...
 
 
 ANYTHING = ~Kind(0)
@@ -69,7 +62,7 @@ SURNAMES = tuple(
 """All compound surnames, once as a man's name and once as a woman's."""
 
 
-def weights(items: Iterable[Weighted]) -> tuple[float, ...]:
+def weights(items: Iterable[Noun | Adjective | Verb | Modal | Name]) -> tuple[float, ...]:
     """Returns the cumulative weights of items, for `Sampler.weighted`."""
     return tuple(accumulate(item.weight for item in items))
 
