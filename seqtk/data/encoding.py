@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,17 +38,6 @@ class EncodedLines:
     kept: tuple[int, int] | None = None
 
 
-class LineEncoder(Protocol):
-    """Protocol of objects that encode the lines of one language."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The vocabulary that the ids refer to."""
-
-    def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
-        """Encodes the lines of a block. With `measure`, also computes `EncodedLines.kept`."""
-
-
 class WordEncoder:
     """Encodes the words of text by looking them up in the vocabulary. Splits at white space or by `lowercase_words`."""
 
@@ -58,6 +47,7 @@ class WordEncoder:
         self._table = WordTable(list(ids), list(ids.values()), missing=UNK)
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
+        """Encodes the lines of a block. With `measure`, also computes `EncodedLines.kept`."""
         text = narrow_spaces(lowercase_block(block) if self._lowercase else block)
         ids, starts, ends = self._table.find(text)
         is_special = ids < UNK
@@ -133,6 +123,9 @@ class SymbolEncoder:
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
         codes, sizes = symbols(block, characters=self._characters, newlines=self._newlines)
         return EncodedLines(self._ids[codes], sizes)
+
+
+LineEncoder = WordEncoder | PieceEncoder | SymbolEncoder
 
 
 def _fillers(vocabulary: Vocabulary) -> list[str]:
