@@ -325,10 +325,6 @@ class ClassificationTask(TextTask):
             if (ids == UNK).any():
                 raise UserError(f"{place} has a pixel that is not an integer from 0 to 255.")
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Converts token ids to text."""
-        return self.tokenizer.decode(self.vocabulary.decode(ids))
-
     def _token_values(self) -> list[float]:
         """Returns the number that each token represents, which is NaN for special symbols.
 
