@@ -113,7 +113,7 @@ def write_texts(
         for split in splits:
             label_N = np.array(labels[split], dtype=np.int64)
             parts = {part: len(data.part(part, data.source_lang)) for part in data.parts(split, data.source_lang)}
-            _save_labels(folder, split, label_N, len(classes), parts=parts)
+            _save_labels(folder, split, label_N, parts=parts)
 
 
 def write_arrays(
@@ -126,8 +126,7 @@ def write_arrays(
     vocabulary_size = len(SPECIALS) + len(symbols)
     counts = np.zeros(len(symbols), dtype=np.int64)
     with _databin(destination, classes) as folder:
-        record: dict[str, Any] = {"settings": {"tokens": "words", "remove_bpe": None}, "splits": {}}
-        record = {"seqtk": __version__, **record, "vocabulary": {"text": vocabulary_size}}
+        items: dict[str, dict[str, int]] = {}
         for split, parts in splits.items():
             labels: list[Ints] = []
             with IndexedWriter(folder / split, vocabulary_size=vocabulary_size) as writer:
@@ -138,8 +137,10 @@ def write_arrays(
                     if split == "train":
                         counts += np.bincount(part.symbols, minlength=len(symbols))
             label_N = np.concatenate([*labels, np.zeros(0, dtype=np.int64)])
-            _save_labels(folder, split, label_N, len(classes), parts={split: len(label_N)})
-            record["splits"][split] = {"items": writer.items}
+            _save_labels(folder, split, label_N, parts={split: len(label_N)})
+            items[split] = {"items": writer.items}
+        settings = {"tokens": "words", "remove_bpe": None}
+        record = {"seqtk": __version__, "settings": settings, "splits": items, "vocabulary": {"text": vocabulary_size}}
         Vocabulary(symbols, counts.tolist()).save(folder / "dict.txt")
         write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -151,11 +152,9 @@ def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
         write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
 
 
-def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
+def _save_labels(folder: Path, split: str, labels: Ints, *, parts: Mapping[str, int]) -> None:
     if not len(labels):
         raise UserError(f"Split '{split}' has no examples.", "Add examples, or use different files.")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
         raise UserError("All training examples have the same class.", "Add examples, or use different files.")
     ends = np.cumsum(list(parts.values()))[:-1]
