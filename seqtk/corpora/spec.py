@@ -1,12 +1,12 @@
 """Types for the description of a published corpus: files with lengths and checksums, and texts of splits."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from seqtk.data.corpus import read_chunk
+from seqtk.data.corpus import chunks
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from seqtk.utils.text_io import open_decompressed
@@ -106,9 +106,3 @@ def check_file(path: Path, published: RemoteFile, *, advice: str, reporter: Repo
             check.add(chunk)
             bar.update(len(chunk))
     return check.end(str(path), advice)
-
-
-def chunks(file: Any, path: Path) -> Iterator[bytes]:
-    """Yields the bytes of an open file in parts. Raises UserError if it is compressed and damaged."""
-    while chunk := read_chunk(file, path):
-        yield chunk

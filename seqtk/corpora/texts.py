@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
-from seqtk.corpora.spec import chunks
-from seqtk.data.corpus import check_equal, check_text, read_blocks, split_lines
+from seqtk.data.corpus import check_equal, check_text, chunks, read_blocks, split_lines
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_files
 from seqtk.utils.progress import Reporter, format_counts

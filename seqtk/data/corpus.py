@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
@@ -140,7 +140,7 @@ def check_text(path: Path, utf8: bool = True) -> int:
     """
     lines, rest = 0, b""
     with open_text(path) if utf8 else open_decompressed(path) as file:
-        while chunk := read_chunk(file, path):
+        for chunk in chunks(file, path):
             end = chunk.rfind(b"\n") + 1
             if utf8 and end:
                 check_utf8(rest + chunk[:end], path, lines + 1)
@@ -202,10 +202,8 @@ def sample_lines(paths: Sequence[Path], *, lines: int, max_lines: int) -> Iterat
                 yield line.rstrip(b"\r\n")
 
 
-def read_chunk(file: IO[bytes], path: Path) -> bytes:
-    """Reads the next bytes of a file that was opened by `open_text`. Returns `b""` at the end of the file.
-
-    Raises UserError if the file is compressed and damaged.
-    """
+def chunks(file: Any, path: Path) -> Iterator[bytes]:
+    """Yields the bytes of an open file in parts. Raises UserError if it is compressed and damaged."""
     with decompression_errors(path):
-        return file.read(BLOCK_BYTES)
+        while chunk := file.read(BLOCK_BYTES):
+            yield chunk
