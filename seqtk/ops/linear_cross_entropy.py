@@ -220,17 +220,8 @@ def _operator(
 
 
 @_operator.register_fake
-def _(
-    features_ND: Tensor,
-    weight_VD: Tensor,
-    target_N: Tensor,
-    counted_N: Tensor | None,
-    label_smoothing: float,
-    dtype: torch.dtype,
-    selects: bool,
-    need_features: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(features_ND: Tensor, weight_VD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype, _, need_features, need_weight = others[-4:]
     sums = features_ND.new_empty((2,), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     none = features_ND.new_empty(0)
     return (
