@@ -60,11 +60,11 @@ class Law:
     """A property that layers must have. `check` raises AssertionError if the subject's layer does not have it."""
 
     check: Callable[[Subject], None]
-    roles: Role
-    sizes: tuple[str, ...]
-    slow: bool
+    roles: Role = ANY
+    sizes: tuple[str, ...] = ("short", "long")
+    slow: bool = False
     """True if the check takes seconds. `law_cases` and `run_laws` skip the law unless `slow=True`."""
-    only_if: Callable[[Subject], bool]
+    only_if: Callable[[Subject], bool] = lambda subject: True
     """An additional condition: the law applies only to subjects for which this function returns True."""
 
     def applies(self, subject: Subject) -> bool:
@@ -84,17 +84,14 @@ class Law:
 LAWS: dict[str, Law] = {}
 
 
-def law(
-    roles: Role = ANY,
-    *,
-    sizes: tuple[str, ...] = ("short", "long"),
-    slow: bool = False,
-    only_if: Callable[[Subject], bool] = lambda subject: True,
-) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
-    """Decorator: adds a function to `LAWS`. The first line of its docstring states the property."""
+def law(roles: Role = ANY, **conditions: Any) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """Decorator: adds a function to `LAWS`. The first line of its docstring states the property.
+
+    `conditions` are fields of `Law`.
+    """
 
     def add(check: Callable[[Subject], None]) -> Callable[[Subject], None]:
-        LAWS[check.__name__] = Law(check, roles, sizes, slow, only_if)
+        LAWS[check.__name__] = Law(check, roles, **conditions)
         return check
 
     return add
