@@ -58,22 +58,19 @@ def read_ahead(
                 generator=torch.Generator(),  # otherwise the loader would draw a seed from the global generator
             )
         )
-    while True:
-        try:
-            batch = next(loaded)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
-                raise
-            raise UserError(
-                "A process that loads training data ended unexpectedly.",
-                str(error).splitlines()[0],
-                "If memory ran out, lower batch.workers. With batch.workers=0, the training process loads the data.",
-            ) from error
-        if isinstance(batch, _Failed):
-            raise UserError(*batch.lines)
-        yield batch
+    try:
+        for batch in loaded:
+            if isinstance(batch, _Failed):
+                raise UserError(*batch.lines)
+            yield batch
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+            raise
+        raise UserError(
+            "A process that loads training data ended unexpectedly.",
+            str(error).splitlines()[0],
+            "If memory ran out, lower batch.workers. With batch.workers=0, the training process loads the data.",
+        ) from error
 
 
 @dataclass(frozen=True)
