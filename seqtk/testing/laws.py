@@ -113,19 +113,23 @@ class LawCase:
         details = [self.variant, str(self.subject.role.name).lower(), self.subject.size.name]
         return [detail for detail in details if detail]
 
+    @property
+    def where(self) -> str:
+        """The layer and the law, for errors."""
+        return f"{self.kind} ({', '.join(self._details())}), law {self.law.name}"
+
     def check(self, device: str | torch.device | None = None) -> None:
         """Raises AssertionError, with the kind and the law in its message, if the layer breaks the law.
 
         `device` replaces the subject's device.
         """
         subject = self.subject if device is None else replace(self.subject, device=torch.device(device))
-        where = f"{self.kind} ({', '.join(self._details())}), law {self.law.name}"
         try:
             self.law.check(subject)
         except AssertionError as error:
-            raise AssertionError(f"{where}: {error}") from error
+            raise AssertionError(f"{self.where}: {error}") from error
         except Exception as error:
-            error.add_note(where)
+            error.add_note(self.where)
             raise
 
 
@@ -175,17 +179,22 @@ def run_laws(kind: str, **arguments: Any) -> int:
     """Checks all laws of a registered layer, and returns the number of cases. For the arguments, see `law_cases`.
 
     Raises:
-        AssertionError: If the layer breaks a law. The message has one line for each case that fails.
+        AssertionError: If the layer breaks a law or raises an exception. The message has one line for each case that
+            fails. The first exception that the layer raises is the cause.
     """
     cases = law_cases(kind, **arguments)
-    broken = []
+    broken, raised = [], []
     for case in cases:
         try:
             case.check()
         except AssertionError as error:
             broken.append(str(error))
+        except Exception as error:
+            broken.append(f"{case.where}: {type(error).__name__}: {error}")
+            raised.append(error)
     if broken:
-        raise AssertionError(f"{len(broken)} of {len(cases)} law cases fail:\n" + "\n".join(broken))
+        message = f"{len(broken)} of {len(cases)} law cases fail:\n" + "\n".join(broken)
+        raise AssertionError(message) from (raised[0] if raised else None)
     return len(cases)
 
 

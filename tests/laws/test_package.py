@@ -76,6 +76,18 @@ class TestRunLaws:
         assert first.startswith("1 of ")
         assert rest[0].startswith("running_mean (causal, short), law equals_the_reference: outputs differ")
 
+    def test_exceptions_of_the_layer_are_listed(self, running_mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(self: MeanAttention, x_B1D: Tensor, state: Any) -> Any:
+            raise IndexError("no such row")
+
+        monkeypatch.setattr(MeanAttention, "step", fail)
+        with pytest.raises(AssertionError) as broken:
+            run_laws(running_mean, oracle=lambda problem: 2 * mean(problem), sizes=("short",))
+        lines = str(broken.value).splitlines()
+        assert "running_mean (causal, short), law stepping_equals_the_parallel_form: IndexError: no such row" in lines
+        assert any("law equals_the_reference" in line for line in lines)
+        assert isinstance(broken.value.__cause__, IndexError)
+
     def test_error_explains_that_dropout_is_ignored(self, running_mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
         with pytest.raises(AssertionError, match="has a 'dropout' setting but ignores it"):
