@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from seqtk.attention import Attention, Role, Scope
+from seqtk.attention import Attention, Role, Scope, StepState
 from seqtk.ops import head_checkpoint
 from seqtk.ops.dispatch import naive_mode, naive_ops
 from seqtk.testing.memory import measured
@@ -248,6 +248,31 @@ def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None
     return [y_BTD[inputs.real].detach(), *torch.autograd.grad(total, leaves, allow_unused=True)]
 
 
+@law(sizes=("short",))
+def outputs_have_the_shape_of_inputs(subject: Subject) -> None:
+    """`forward` returns (y_BTD, state), and `step` returns (y_B1D, StepState). The shape of y is the shape of x."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+
+    def check(method: str, returned: Any, x: Tensor) -> None:
+        pair = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Tensor)
+        expect(pair, f"{method} must return a tensor and a state, but returns {type(returned).__name__}")
+        shapes = f"{list(returned[0].shape)}, but the shape of the input is {list(x.shape)}"
+        expect(returned[0].shape == x.shape, f"the shape of the output of {method} is {shapes}")
+
+    def check_state(method: str, state: Any) -> None:
+        expect(isinstance(state, StepState), f"{method} must return a StepState, but returns {type(state).__name__}")
+
+    with torch.no_grad():
+        check("forward", layer(inputs.x_BTD, inputs.memory_BSM, pad_BS=inputs.pad_BS), inputs.x_BTD)
+        if layer.role in Role.CAUSAL | Role.CROSS:
+            x_B1D, state = inputs.x_BTD[:, :1], inputs.start(layer)
+            check_state("start", state)
+            returned = layer.step(x_B1D, state)
+            check("step", returned, x_B1D)
+            check_state("step", returned[1])
+
+
 @law()
 def padding_never_leaks(subject: Subject) -> None:
     """The contents of padding positions never change an output."""
@@ -381,15 +406,25 @@ def state_follows_scope(subject: Subject) -> None:
 
 @law(Role.CAUSAL, only_if=lambda subject: subject.layer.scope is Scope.SEGMENT)
 def segments_equal_the_whole(subject: Subject) -> None:
-    """A layer of scope SEGMENT gives the same outputs segment by segment as for the whole text."""
+    """A layer of scope SEGMENT gives the same outputs segment by segment as for the whole text.
+
+    The order of the rows is reversed after each segment. Streams also split and join the rows of states.
+    """
     layer = subject.make()
     x_BTD = subject.inputs(layer).x_BTD
     sizes = [2, 1, 3] if subject.size is SHORT else [70, 1, 150, 72]
     outputs, state = [], None
     with torch.no_grad():
-        for x_BtD in torch.split(x_BTD, sizes, dim=1):
-            y_BtD, state = layer(x_BtD, state=state)
-            outputs.append(y_BtD)
+        for number, x_BtD in enumerate(torch.split(x_BTD, sizes, dim=1)):
+            reverse = number % 2 == 1
+            y_BtD, state = layer(x_BtD.flip(0) if reverse else x_BtD, state=state)
+            outputs.append(y_BtD.flip(0) if reverse else y_BtD)
+            rows_first = all(
+                leaf is None or (isinstance(leaf, Tensor) and leaf.shape[:1] == x_BTD.shape[:1])
+                for leaf in tree_leaves(state)
+            )
+            expect(rows_first, "a state must consist of tensors whose first dimension are the rows")
+            state = tree_map(lambda leaf: None if leaf is None else leaf.flip(0), state)
         whole = run(layer, x_BTD)
     expect_close(
         torch.cat(outputs, 1), whole, "outputs segment by segment differ from the whole", subject.size.tolerance
@@ -537,6 +572,19 @@ def weights_survive_a_round_trip(subject: Subject) -> None:
 
 
 @law(sizes=("short",))
+def forward_changes_no_weights(subject: Subject) -> None:
+    """In training, `forward` changes no parameter and no buffer that a checkpoint contains. `redraw` may change them.
+
+    Activation checkpointing runs `forward` twice, and each process runs it on different rows.
+    """
+    layer = subject.make().train()
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    subject.inputs(layer).run(layer)
+    changed = [name for name, tensor in layer.state_dict().items() if not torch.equal(tensor, before[name])]
+    expect(not changed, f"forward changes {', '.join(changed)}")
+
+
+@law(sizes=("short",))
 def every_parameter_is_used(subject: Subject) -> None:
     """Every parameter has a gradient, except the bias of keys, which softmax cancels."""
     layer = subject.make()
@@ -587,7 +635,8 @@ def subquadratic_memory_is_linear(subject: Subject) -> None:
 @law(sizes=("short",))
 def reports_are_plain_numbers(subject: Subject) -> None:
     """`aux_loss` is None or a finite scalar; `monitored` maps names to floats."""
-    layer = subject.make()
+    layer = subject.make().train()
+    subject.inputs(layer).run(layer)
     penalty = layer.aux_loss()
     expect(penalty is None or (penalty.shape == () and penalty.isfinite()), "aux_loss is not a finite scalar")
     for name, value in layer.monitored().items():

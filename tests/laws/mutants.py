@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from seqtk.attention import Attention, Role, StepState
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import Synthesizer, SynthesizerRandomConfig
+from seqtk.attention.transformer_xl import TransformerXLAttention, TransformerXLConfig
 from seqtk.ops.cache import append
 from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import attend
@@ -192,6 +193,28 @@ SOURCE_MUTANTS = [
 ]
 
 
+class ReturnsOneChannel(SoftmaxAttention):
+    """Returns outputs of width 1, which are broadcast wherever they are added."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.out = torch.nn.Linear(self.dim, 1)
+
+
+class ReturnsNoState(SoftmaxAttention):
+    """Returns only the outputs."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD, *rest, **options)[0]
+
+
+class StartsWithADict(SoftmaxAttention):
+    """Starts with a dict, whose tensors beam search would copy at every step."""
+
+    def start(self, batch: int, *rest: Any, **options: Any) -> Any:
+        return super().start(batch, *rest, **options).dynamic
+
+
 class IgnoresPadding(SoftmaxAttention):
     """Attends to padding."""
 
@@ -273,6 +296,24 @@ class ReturnsAState(SoftmaxAttention):
         return y_BTD, y_BTD
 
 
+class PutsHeadsFirst(TransformerXLAttention):
+    """Returns a recurrent state with the heads in the first dimension."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, state: Any = None) -> Any:
+        state = None if state is None else state.permute(1, 2, 0, 3).flatten(2)
+        y_BTD, state = super().forward(x_BTD, *rest, pad_BS=pad_BS, state=state)
+        return y_BTD, state.unflatten(2, (2, -1)).permute(2, 0, 1, 3)
+
+
+class CountsPositions(TransformerXLAttention):
+    """Returns a number as a part of its recurrent state."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, state: Any = None) -> Any:
+        memory, count = (None, 0) if state is None else state
+        y_BTD, memory = super().forward(x_BTD, *rest, pad_BS=pad_BS, state=memory)
+        return y_BTD, (memory, count + x_BTD.shape[1])
+
+
 class MixesRows(SoftmaxAttention):
     """Subtracts a mean over the batch."""
 
@@ -307,6 +348,19 @@ class HidesAWeight(SoftmaxAttention):
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         return super().forward(x_BTD, *rest, **options)[0] * self.hidden, None
+
+
+class AveragesItsInputs(SoftmaxAttention):
+    """Updates a moving average in `forward`, which activation checkpointing runs twice."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_buffer("average", torch.zeros(self.dim))
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        if self.training:
+            self.average.lerp_(x_BTD.detach().mean((0, 1)), 0.1)
+        return super().forward(x_BTD, *rest, **options)
 
 
 class HasAnIdleWeight(SoftmaxAttention):
@@ -349,6 +403,17 @@ class ReportsATensor(SoftmaxAttention):
 
     def monitored(self) -> dict[str, Any]:
         return {"gate": self.out.bias.mean()}
+
+
+class PenalizesEachPosition(SoftmaxAttention):
+    """Has one penalty for each position instead of their mean."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        self.penalty = x_BTD.square().mean(2)
+        return super().forward(x_BTD, *rest, **options)
+
+    def aux_loss(self) -> Tensor | None:
+        return getattr(self, "penalty", None)
 
 
 class DropsInEvaluation(SoftmaxAttention):
@@ -450,14 +515,19 @@ class ClassMutant:
 
 
 def subject_of(layer: type[Attention], role: Role, size: str) -> Subject:
-    """Returns the subject for a subclass of softmax attention or of the random Synthesizer, with default settings."""
+    """Returns the subject for a subclass of softmax attention, Transformer-XL or the random Synthesizer."""
     config: Any = SoftmaxConfig(heads=2)
+    if issubclass(layer, TransformerXLAttention):
+        config = TransformerXLConfig(heads=2)
     if issubclass(layer, Synthesizer):
         config = SynthesizerRandomConfig(heads=2, max_length=SIZES[size].settings["max_length"])
     return Subject(layer, config, role, SIZES[size], bfloat16_error=0.003)
 
 
 CLASS_MUTANTS = [
+    ClassMutant(ReturnsOneChannel, Role.ENCODER, "outputs_have_the_shape_of_inputs"),
+    ClassMutant(ReturnsNoState, Role.ENCODER, "outputs_have_the_shape_of_inputs"),
+    ClassMutant(StartsWithADict, Role.CAUSAL, "outputs_have_the_shape_of_inputs"),
     ClassMutant(IgnoresPadding, Role.ENCODER, "padding_never_leaks"),
     ClassMutant(IgnoresPadding, Role.ENCODER, "a_row_alone_equals_the_row_in_its_batch"),
     ClassMutant(ZeroesPadding, Role.ENCODER, "more_padding_changes_nothing"),
@@ -469,11 +539,15 @@ CLASS_MUTANTS = [
     ClassMutant(HidesItsState, Role.CAUSAL, "reordering_the_state_reorders_the_future"),
     ClassMutant(AppendsInPlace, Role.CAUSAL, "a_step_changes_no_state_in_place"),
     ClassMutant(ReturnsAState, Role.ENCODER, "state_follows_scope"),
+    ClassMutant(PutsHeadsFirst, Role.CAUSAL, "segments_equal_the_whole"),
+    ClassMutant(PutsHeadsFirst, Role.CAUSAL, "segments_equal_the_whole", "long"),
+    ClassMutant(CountsPositions, Role.CAUSAL, "segments_equal_the_whole"),
     ClassMutant(MixesRows, Role.ENCODER, "a_row_alone_equals_the_row_in_its_batch"),
     ClassMutant(NanForPadding, Role.ENCODER, "padding_only_gives_zero"),
     ClassMutant(LosesBits, Role.ENCODER, "bfloat16_stays_near_float32"),
     ClassMutant(LosesBits, Role.ENCODER, "sums_stay_in_float32", "long"),
     ClassMutant(HidesAWeight, Role.ENCODER, "weights_survive_a_round_trip"),
+    ClassMutant(AveragesItsInputs, Role.ENCODER, "forward_changes_no_weights"),
     ClassMutant(HasAnIdleWeight, Role.ENCODER, "every_parameter_is_used"),
     ClassMutant(ClaimsLinearMemory, Role.CAUSAL, "subquadratic_memory_is_linear"),
     ClassMutant(KeepsAllWeights, Role.ENCODER, "subquadratic_memory_is_linear"),
@@ -481,6 +555,7 @@ CLASS_MUTANTS = [
     ClassMutant(ReadsAWeightSilently, Role.ENCODER, "heads_in_groups_give_the_same"),
     ClassMutant(ReadsAWeightSilentlyIfLong, Role.ENCODER, "very_long_inputs_equal_shorter_ones", "long"),
     ClassMutant(ReportsATensor, Role.ENCODER, "reports_are_plain_numbers"),
+    ClassMutant(PenalizesEachPosition, Role.ENCODER, "reports_are_plain_numbers"),
     ClassMutant(DropsInEvaluation, Role.ENCODER, "evaluation_is_deterministic"),
     ClassMutant(RandomInEvaluation, Role.ENCODER, "evaluation_is_deterministic"),
     ClassMutant(IgnoresDropout, Role.ENCODER, "dropout_is_unbiased_and_seeded"),
