@@ -45,15 +45,23 @@ class Registry(Generic[T]):
     def register(self, name: str, config_type: type) -> Callable[[C], C]:
         """Class decorator: registers the class under `name`, with its config class.
 
-        Raises ValueError if the name or the config class is already registered.
+        Raises:
+            ValueError: The name or the config class is already registered.
+            TypeError: The config class is not a dataclass that extends `config_base`, or a field has no default.
         """
         if name in self._config_types:
             raise ValueError(f"{self.kind} '{name}' is already registered")
         if config_type in self._classes:
             owner = self.name_of(config_type)
             raise ValueError(f"{config_type.__name__} is already the config class of {self.kind} '{owner}'")
-        if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
+        decorated = "__dataclass_fields__" in vars(config_type)  # a class without the decorator inherits is_dataclass
+        if not (decorated and dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
             raise TypeError(f"{config_type.__name__} is not a dataclass that extends {self.config_base.__name__}")
+        for field in dataclasses.fields(config_type):
+            if field.name == "kind":
+                raise TypeError(f"{config_type.__name__}.kind: 'kind' is the key of the registered name")
+            if field.default is field.default_factory is dataclasses.MISSING:
+                raise TypeError(f"{config_type.__name__}.{field.name} has no default")
 
         def decorate(cls: C) -> C:
             self._config_types[name] = config_type

@@ -225,12 +225,12 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value
     if registry is not None and isinstance(value, str):
-        return _member(registry, value, key)()
+        return _default(registry, value, key)
     if not isinstance(value, Mapping):
         wanted = f"the name of a registered {registry.kind} or " if registry else ""
         raise UserError(f"{key}={written(value)}: must be {wanted}a mapping.")
     if registry is not None and "kind" in value:
-        start = _member(registry, str(value["kind"]), key)()
+        start = _default(registry, str(value["kind"]), key)
         value = {name: item for name, item in value.items() if name != "kind"}
     else:
         start = current if dataclasses.is_dataclass(current) else hint()
@@ -242,11 +242,12 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
     return merge(start, value, key=key)
 
 
-def _member(registry: Registry[Any], name: str, key: str) -> type:
-    """Returns the config type registered under `name`."""
+def _default(registry: Registry[Any], name: str, key: str) -> Any:
+    """Returns the default config registered under `name`, after a check of its values, which may be of a plug-in."""
     if key and name not in registry and name not in registry.renamed:
         raise UserError(f"{key}={written(name)}: there is no such {registry.kind}.", nearest(name, registry))
-    return registry.config_type(name)
+    config = registry.config_type(name)()
+    return merge(config, {field: to_dict(getattr(config, field)) for field in hints_of(type(config))}, key=key)
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> tuple[Any, ...]:
@@ -263,6 +264,11 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, key: st
 
 
 def _convert_scalar(hint: Any, value: Any, key: str, limits: Range) -> Any:
+    if hint not in _SCALARS:
+        raise UserError(
+            f"{key}: settings of type {getattr(hint, '__name__', hint)} are not supported.",
+            "Use bool, int, float, str, Literal, an enum, a tuple, or a config dataclass.",
+        )
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, bool) is (hint is bool):
@@ -275,8 +281,10 @@ def _convert_scalar(hint: Any, value: Any, key: str, limits: Range) -> Any:
             check_number(value, limits, key=key)
         if isinstance(value, hint):
             return value
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise UserError(f"{key}={written(value)}: must be {words.get(hint, hint)}.")
+    raise UserError(f"{key}={written(value)}: must be {_SCALARS[hint]}.")
+
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _one_of(allowed: Sequence[Any], value: Any, key: str) -> Any:

@@ -76,6 +76,32 @@ def test_config_must_extend_the_base_class(shapes: Registry[object]) -> None:
         shapes.register("stranger", int)
 
 
+def test_config_without_decorator_is_refused(shapes: Registry[object]) -> None:
+    class SquareConfig(ShapeConfig):
+        side: float = 1.0
+
+    with pytest.raises(TypeError, match="SquareConfig is not a dataclass"):
+        shapes.register("square", SquareConfig)
+
+
+def test_fields_without_default_are_refused(shapes: Registry[object]) -> None:
+    @dataclass(frozen=True)
+    class SquareConfig(ShapeConfig):
+        side: float
+
+    with pytest.raises(TypeError, match=r"SquareConfig\.side has no default"):
+        shapes.register("square", SquareConfig)
+
+
+def test_field_that_hides_the_kind_is_refused(shapes: Registry[object]) -> None:
+    @dataclass(frozen=True)
+    class SquareConfig(ShapeConfig):
+        kind: str = "plain"
+
+    with pytest.raises(TypeError, match=r"SquareConfig\.kind: 'kind' is the key of the registered name"):
+        shapes.register("square", SquareConfig)
+
+
 def test_unknown_name_suggests_a_similar_name(shapes: Registry[object]) -> None:
     with pytest.raises(UserError, match="Did you mean 'circle'"):
         shapes.config_type("cirlce")

@@ -2,7 +2,7 @@
 
 import enum
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import ClassVar, Literal
 
 import pytest
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqtk.config import schema
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
-from tests.unit.config.toy_layers import DenseConfig, DotConfig, LayerConfig
+from tests.unit.config.toy_layers import DenseConfig, DotConfig, LayerConfig, layers
 
 
 class Color(enum.Enum):
@@ -196,6 +197,27 @@ def test_takes_text_is_true_for_text_fields_only() -> None:
         schema.takes_text(config, key)
         for key in ("fast", "langs", "model.dropout", "attention.heads", "attention", "no.such")
     )
+
+
+@pytest.mark.parametrize("value", ["dense", {"kind": "dense"}, {"kind": "dense", "heads": 2}])
+@pytest.mark.parametrize(
+    ("hint", "default", "words"),
+    [
+        (int, "three", "attention.size=three: must be a whole number"),
+        (float, -1.0, "attention.size=-1.0: must be a finite number of at least 0"),
+        (Literal["a", "b"], "c", "attention.size=c: must be one of a, b"),
+        (range, range(3), "attention.size: settings of type range are not supported"),
+    ],
+)
+def test_wrong_defaults_of_registered_configs_are_refused(
+    value: object, hint: object, default: object, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = [("heads", int, 1), ("size", hint, setting(default, at_least=0))]
+    wrong = make_dataclass("WrongConfig", fields, bases=(LayerConfig,), frozen=True)
+    monkeypatch.setitem(layers._config_types, "dense", wrong)
+    monkeypatch.setitem(layers._classes, wrong, object)
+    with pytest.raises(UserError, match=words):
+        schema.update(RunConfig(), "attention", value)
 
 
 def test_unregistered_config_has_no_kind() -> None:
