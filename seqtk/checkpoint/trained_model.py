@@ -58,8 +58,12 @@ def parts_of(contents: ModelFile, *, source: str) -> Parts:
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")
-        if user_dir and "called" in lines[0]:
-            lines[1:] = [f"The model was trained with a plug-in. Set user_dir={user_dir} to load it."]
+        if "called" in lines[0]:
+            lines[1:] = [
+                f"The model was trained with a plug-in. Set user_dir={user_dir} to load it."
+                if user_dir
+                else "If it is part of a plug-in, install the plug-in, or set user_dir."
+            ]
         version = contents.info.get("version")
         raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
 

@@ -61,6 +61,19 @@ class TestLoad:
         with pytest.raises(UserError, match=words):
             trained_model.load(tmp_path / "new.safetensors")
 
+    @pytest.mark.parametrize(
+        ("user_dir", "fix"), [(None, "install the plug-in, or set user_dir"), ("x.py", "user_dir=x.py")]
+    )
+    def test_error_about_an_unknown_kind_names_the_plugin(
+        self, run_dir: Path, tmp_path: Path, user_dir: str | None, fix: str
+    ) -> None:
+        contents = model_file.read(run_dir)
+        contents.config["model"]["kind"] = "of_a_plugin"
+        contents.config["user_dir"] = user_dir
+        model_file.write(tmp_path / "new.safetensors", contents)
+        with pytest.raises(UserError, match=rf"called 'of_a_plugin'\.\n.*{fix}"):
+            trained_model.load(tmp_path / "new.safetensors")
+
     def test_loading_ignores_training_settings(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         config = {**contents.config, "optimizer": {"kind": "of the future"}, "new": 1}
