@@ -150,6 +150,25 @@ class TestTraining:
 
 
 @pytest.mark.slow
+class TestModel:
+    """A language model of a plug-in."""
+
+    @pytest.mark.parametrize("attention", ["retention", "transformer_xl"])
+    def test_model_trains_in_streams_and_generates(self, tiny_corpus: Path, tmp_path: Path, attention: str) -> None:
+        text = tiny_corpus / "text"
+        settings = (f"train={text}/train.en", f"valid={text}/valid.en", "tokens=characters", f"destdir={tmp_path}/data")
+        subprocess.run([sys.executable, "-m", "seqtk.cli.preprocess", *settings], check=True, capture_output=True)
+        command(
+            *("train", "task=language_modeling", f"task.data={tmp_path}/data", "task.tokens_per_sample=16"),
+            *("model=looped_lm", "model.dim=16", "model.loops=2", f"attention={attention}", "attention.heads=2"),
+            *("batch.streams=4", "max_updates=4", "validation.every=2", "log.tensorboard=false", "device=cpu"),
+            *("threads=1", f"save_dir={tmp_path}/run"),
+        )
+        generated = command("generate", f"checkpoint={tmp_path}/run", "max_length_b=8", "min_length=8", "device=cpu")
+        assert len(generated.rstrip("\n")) >= 8
+
+
+@pytest.mark.slow
 class TestSink:
     """A log sink of a plug-in."""
 

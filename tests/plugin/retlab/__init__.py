@@ -4,6 +4,7 @@ from retlab import csv_sink as csv_sink
 from retlab import flat_engine as flat_engine
 from retlab import flooding as flooding
 from retlab import lookahead as lookahead
+from retlab import looped_lm as looped_lm
 from retlab import numpy_archive as numpy_archive
 from retlab import questions as questions
 from retlab import retention as retention
