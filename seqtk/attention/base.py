@@ -121,7 +121,12 @@ class Attention(nn.Module):
         return longest
 
     def aux_loss(self) -> Tensor | None:
-        """Returns a penalty on the weights that is added to the training loss once per update, or None."""
+        """Returns a penalty that is added to the loss per target, or None.
+
+        Called after the forward pass of each micro-batch in training. The penalty of an update is the mean over its
+        micro-batches, weighted by their targets. A penalty on activations must be returned only once: with LayerDrop,
+        the next forward pass may skip the layer.
+        """
         return None
 
     @property
@@ -130,7 +135,7 @@ class Attention(nn.Module):
         return None
 
     def redraw(self, generator: torch.Generator) -> None:
-        """Draws new random features.
+        """Draws new random features, or updates other buffers that are not trained.
 
         The generator is on the CPU. It gives the same numbers in all processes and after a resume. All layers draw from
         it, one after another.

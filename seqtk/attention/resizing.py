@@ -16,7 +16,10 @@ C = TypeVar("C")
 
 
 class Resizable:
-    """Mixin for attention layers whose `max_length` can be changed after training."""
+    """Mixin for attention layers whose `max_length` can be changed after training.
+
+    Their outputs for inputs that fit both lengths must depend only on elements of weights that exist in both sizes.
+    """
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
@@ -44,7 +47,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
         able = [name for name in attentions if issubclass(attentions.class_of(attentions.config_type(name)), Resizable)]
         raise UserError(
             f"Attention '{attentions.name_of(type(tree))}' of max_length={fields['max_length']} cannot be resized: "
-            "a different length would change its outputs.",
+            "its outputs may depend on max_length.",
             f"These layers can be resized: {', '.join(able)}.",
         )
     return layer.resized(config, max_length=max_length)  # type: ignore[no-any-return]
