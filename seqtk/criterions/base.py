@@ -34,8 +34,8 @@ class Loss:
     micro-batches divided by the sum of `weight`."""
     stats: Stats
     """The statistics from which metrics are computed."""
-    state: State = None
-    """The recurrent state after the batch. The next segment of each row starts from it."""
+    state: State
+    """The recurrent state that the model returned. The next segment of each row starts from it."""
 
 
 class Criterion(nn.Module):

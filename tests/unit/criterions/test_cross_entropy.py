@@ -42,6 +42,11 @@ def computed(criterion: Criterion, model: Transformer, examples: list) -> tuple[
     return loss, list(torch.autograd.grad(loss.total, list(model.parameters())))
 
 
+def test_loss_requires_the_state_of_the_model() -> None:
+    with pytest.raises(TypeError, match="state"):
+        Loss(total=torch.tensor(1.0), weight=1, stats={})  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_losses_of_two_halves_sum_to_the_loss_of_the_batch(model: Transformer, config: object, cut: int) -> None:
