@@ -53,6 +53,8 @@ def check_run(run: "Trainer") -> None:
     check_training_lengths(run)
     for name, dataset in validated.items():
         _check_lengths(run, name, dataset, np.arange(len(dataset)), advice="remove them from the validation text")
+    for name, dataset in {"training": train_set, **validated}.items():
+        _check_truncation(run, name, dataset)
 
 
 def _check_streams(run: "Trainer", streams: int) -> None:
@@ -122,6 +124,20 @@ def _check_lengths(
             f"{examples} too long: the model allows {limit} {side} tokens.",
             f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
             f"Set {key} to {needed}, or {other}.",
+        )
+
+
+def _check_truncation(run: "Trainer", split: str, dataset: Dataset) -> None:
+    """Raises UserError if examples are truncated more than `model.max_source_length` requires, because of a layer."""
+    config, model = run.config, run.model
+    wanted, limit = getattr(config.model, "max_source_length", None), model.length_limit("source")
+    narrowest = model.most_restrictive_layer("source")
+    if dataset.truncated and wanted is not None and limit is not None and limit < wanted and narrowest is not None:
+        key = config.length_key(narrowest.slot)
+        raise UserError(
+            f"{key}={narrowest.max_length} would truncate {how_many(dataset.truncated, f'{split} example')} to {limit} "
+            f"tokens, less than model.max_source_length={wanted}.",
+            f"Set {key} to {wanted + (narrowest.max_length or 0) - limit}, or model.max_source_length to {limit}.",
         )
 
 

@@ -1,6 +1,7 @@
 """Classification and matching: reading, class weights, truncation, errors, and learning the classes of key words."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,6 +180,19 @@ class TestTruncation:
         assert cut.truncated == int((whole.sizes_ND > 6).sum()) > 0
         longest = int(whole.sizes_ND.argmax())
         np.testing.assert_array_equal(cut[longest][1][0], whole[longest][1][0][:6])
+
+    @pytest.mark.parametrize("pool", ["mean", "cls"])
+    def test_shorter_layer_is_refused_with_settings_that_work(self, texts: Path, tmp_path: Path, pool: str) -> None:
+        """Texts are truncated to `model.max_source_length`, not to the `max_length` of a layer."""
+        settings = {"attention": "synthesizer_random", "attention__max_length": 5, "model__max_source_length": 6}
+        settings |= {"task__truncate": True, "task__pool": pool}
+        with pytest.raises(UserError) as caught:
+            trainer(texts, tmp_path / "run", **settings)
+        advice = dict(re.findall(r"(attention\.max_length|model\.max_source_length) to (\d+)", str(caught.value)))
+        for number, (key, value) in enumerate(advice.items()):
+            run = trainer(texts, tmp_path / str(number), **settings | {key.replace(".", "__"): int(value)})
+            assert run.train_set.sizes_ND.max() == run.config.model.max_source_length
+        assert len(advice) == 2
 
     def test_class_vector_counts_toward_max_length(self, texts: Path) -> None:
         task = task_of(texts, pool="cls")
