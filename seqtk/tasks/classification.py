@@ -316,14 +316,16 @@ class ClassificationTask(TextTask):
         if self.pixels is None:
             return
         for ids in row:
-            pixels = len(ids) - self.config.eos
-            if pixels != self.pixels:
-                raise UserError(
-                    f"{place} has {pixels:,} pixels, but the model reads images of {self.pixels:,} pixels.",
-                    "Resize the image to the size of the training images.",
-                )
+            self._check_pixels(len(ids) - self.config.eos, place)
             if (ids == UNK).any():
                 raise UserError(f"{place} has a pixel that is not an integer from 0 to 255.")
+
+    def _check_pixels(self, pixels: int, place: str) -> None:
+        if self.pixels not in (None, pixels):
+            raise UserError(
+                f"{place} has {pixels:,} pixels, but the model reads images of {self.pixels:,} pixels.",
+                "Resize the image to the size of the training images.",
+            )
 
     def _token_values(self) -> list[float]:
         """Returns the number that each token represents, which is NaN for special symbols.
@@ -360,6 +362,9 @@ class ClassificationTask(TextTask):
                 f"for {how_many(len(sides[0]), 'example')}.",
                 "Preprocess the data again.",
             )
+        for items in sides if self.pixels is not None else ():
+            for index in np.flatnonzero(items.sizes - 1 != self.pixels)[:1].tolist():
+                self._check_pixels(int(items.sizes[index]) - 1, f"Example {index + 1:,} of split '{split}'")
         number_C = np.array([self.classes.index(name) for name in source.classes()])
         return LabelledTexts(
             sides,

@@ -76,6 +76,16 @@ class TestImages:
         with pytest.raises(UserError, match=f"Example 1 .*{words}"):
             task.collate([(0, task.encode(text), 0)])
 
+    def test_split_with_an_image_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        images = {
+            name: [Arrays(np.arange(sum(sizes)), sizes=np.array(sizes), labels=np.array([0, 1]))]
+            for name, sizes in {"train": [4, 4], "valid": [4, 3]}.items()
+        }
+        write_arrays(tmp_path / "images", ["a", "b"], PIXELS, images)
+        task = ClassificationTask(ClassificationConfig(data=str(tmp_path / "images")))
+        with pytest.raises(UserError, match="Example 2 of split 'valid' has 3 pixels"):
+            task.dataset("valid")
+
     def test_image_of_the_training_size_is_accepted(self, task: ClassificationTask) -> None:
         assert task.collate([(0, task.encode("0 255 7 7"), 1)]).target.tolist() == [1]
 
