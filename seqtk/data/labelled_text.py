@@ -81,8 +81,8 @@ def read_labelled(path: str, columns: Columns, *, array_texts: bool = True) -> I
     `array_texts`, examples of array files have no texts, which takes less time.
 
     Raises:
-        UserError: If the file or a column of `columns` is missing, if the file is empty, or if a class is empty or not
-        in `columns.classes`.
+        UserError: If the file or a column of `columns` is missing, if the file is empty, if no text column is set,
+            or if a class is empty or not in `columns.classes`.
     """
     class_of = _class_of(path, columns)
     if is_array_file(path):
@@ -95,6 +95,8 @@ def read_labelled(path: str, columns: Columns, *, array_texts: bool = True) -> I
         return
     if columns.lengths is not None:
         raise UserError(f"columns.lengths={columns.lengths} has no effect on {path}, which is not a NumPy file.")
+    if not columns.text:
+        raise UserError("columns.text=[] names no column.", "Set it to the name or the number of a column.")
     keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
     count, found = len(columns.text), False
     for number, fields in _records(path, keys):

@@ -79,6 +79,10 @@ class TestErrors:
             read(str(tmp_path / name))
         assert len(str(caught.value).splitlines()) <= 3
 
+    def test_empty_list_of_text_columns_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"columns\.text=\[\]"):
+            read(write(tmp_path, "tsv"), Columns(text=()))
+
     def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"none\.tsv"):
             read(str(tmp_path / "none.tsv"))
