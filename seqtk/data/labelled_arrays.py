@@ -191,7 +191,8 @@ class ArrayFile:
                         raise UserError(
                             f"{path} has no array '{name}'.",
                             nearest(name, names),
-                            "Set columns.text=, columns.label= and columns.lengths= to names of arrays in the file.",
+                            "Set columns.text=, columns.label= and columns.lengths= (in seqtk-train, task.source.text= "
+                            "and so on) to names of arrays in the file.",
                         )
                     size = archive.getinfo(f"{name}.npy").file_size
                     with archive.open(f"{name}.npy") as file:

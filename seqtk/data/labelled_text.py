@@ -23,7 +23,8 @@ ENDINGS = (
 )
 """The file extensions of labeled files."""
 _KEYS_OF_COLUMNS = (
-    "Set columns.text=, columns.second= and columns.label= to names, or to numbers if there is no header."
+    "Set columns.text=, columns.second= and columns.label= (in seqtk-train, task.source.text= and so on) to names, "
+    "or to numbers if there is no header."
 )
 _BLANKS = str.maketrans("\t\r\n", "   ")
 _LARGEST_FIELD = 1 << 30

@@ -202,7 +202,8 @@ class ClassificationTask(TextTask):
                 raise UserError(
                     f"{place} has a class that the model does not have: '{name}'.",
                     nearest(name, self.classes),
-                    "If only the names differ, map them by columns.classes=[VALUE:CLASS,...] of seqtk-preprocess.",
+                    "If only the names differ, map them by columns.classes=[VALUE:CLASS,...] of seqtk-preprocess or "
+                    "seqtk-evaluate.",
                 )
 
     def dataset(self, split: str) -> LabelledTexts:
