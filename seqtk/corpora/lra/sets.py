@@ -27,6 +27,7 @@ _LEVELS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_len
 _PART = 1000  # items that are written together
 _SHEET = 16
 _WORTH_EXPRESSIONS, _WORTH_IMAGES = 20_000, {16: 8_000, 32: 4_000, 128: 200}
+_RECIPES = {16: "mini_pathfinder", 32: "lra_pathfinder_small", 128: "lra_pathx_s4"}
 _SAME_PATH = ("different paths", "one path")
 
 
@@ -58,6 +59,11 @@ class MiniListOpsConfig(ListOpsConfig):
     min_length: int = 20
     max_length: int = 100
 
+    @property
+    def recipe(self) -> str | None:
+        """The recipe for expressions of more than 128 tokens, or None for shorter expressions (see `LabelledSet`)."""
+        return "lra_listops_small" if self.max_length > 129 else None
+
 
 @dataclass(frozen=True)
 class PathfinderConfig(PathfinderShape, _Output):
@@ -69,9 +75,9 @@ class PathfinderConfig(PathfinderShape, _Output):
     sheet: str | None = setting(None, help="PNG file to write, with 8 training images of each class.")
 
     @property
-    def recipe(self) -> str | None:
-        """The recipe for images of more than 32 x 32 pixels, or None for smaller images (see `LabelledSet`)."""
-        return "lra_pathx_s4" if self.size > 32 else None
+    def recipe(self) -> str:
+        """The recipe for images of this size (see `LabelledSet`)."""
+        return _RECIPES[self.size]
 
 
 @dataclass(frozen=True)

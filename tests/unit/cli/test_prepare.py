@@ -8,7 +8,7 @@ from seqtk.cli.prepare import main
 from seqtk.cli.recipe_files import recipe_names
 from seqtk.corpora import CORPORA, LABELLED_SETS
 from seqtk.corpora.images import read_png
-from seqtk.corpora.lra.sets import MiniPathfinderConfig
+from seqtk.corpora.lra.sets import MiniListOpsConfig, MiniPathfinderConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.utils.errors import UserError
 
@@ -118,9 +118,15 @@ def test_recipe_of_every_labelled_set_exists() -> None:
     assert {labelled.recipe for labelled in LABELLED_SETS.values()} <= set(recipe_names())
 
 
+def test_printed_recipe_depends_on_the_length_of_expressions() -> None:
+    assert (MiniListOpsConfig().recipe, MiniListOpsConfig(max_length=130).recipe) == (None, "lra_listops_small")
+
+
 def test_printed_recipe_depends_on_the_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, sizes = tmp_path / "sheet.png", ["train=3", "valid=1", "test=1", "workers=1"]
-    assert MiniPathfinderConfig(size=128).recipe == "lra_pathx_s4"
+    printed_recipes = {size: MiniPathfinderConfig(size=size).recipe for size in (16, 32, 128)}
+    assert printed_recipes == {16: "mini_pathfinder", 32: "lra_pathfinder_small", 128: "lra_pathx_s4"}
+    assert {*printed_recipes.values()} <= set(recipe_names())
     main(["mini_pathfinder", f"destdir={tmp_path / 'small'}", f"sheet={sheet}", *sizes])
     printed = capsys.readouterr().out
     assert "recipe=mini_pathfinder" in printed
