@@ -311,7 +311,7 @@ def _value(override: Override, config: Any) -> Any:
     if value is SWEEP:
         raise UserError(
             f"{override.key}={written(text)} has several values.",
-            f"A list is written {override.key}=[{written(text)}]. To run the command for each value, add --multirun.",
+            f"A list is written {override.key}=[{written(text)}]. seqtk-train --multirun runs once for each value.",
         )
     if (
         isinstance(value, str)

@@ -233,7 +233,7 @@ def test_argument_values_are_parsed(tmp_path: Path, argument: str, value: object
         ("attention=[dot", "cannot be parsed"),
         ("lr='1", "cannot be parsed"),
         (f"model.dim={'1' * 5000}", "model.dim=111"),
-        ("lr=1,2", "add --multirun"),
+        ("lr=1,2", "seqtk-train --multirun"),
         ("lr=choice(1,2)", "has several values"),
         ("nam=x", "Did you mean 'name'?"),
         ("model.dmi=3", "Did you mean 'model.dim'?"),
