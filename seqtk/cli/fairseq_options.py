@@ -163,7 +163,11 @@ NO_COUNTERPART = "this command has no such setting"
 
 SHORT = {"a": "arch", "s": "source_lang", "t": "target_lang", "r": "ref", "o": "criterion"}
 
-POSITIONAL: dict[str, tuple[str, ...]] = {"seqtk-score": ("hypothesis", "reference")}
+POSITIONAL: dict[str, tuple[str, ...]] = {
+    "seqtk-score": ("hypothesis", "reference"),
+    "seqtk-classify": ("checkpoint", "input"),
+    "seqtk-evaluate": ("checkpoint", "input"),
+}
 """Command → keys of its positional arguments. In other commands, the argument is the data or the checkpoint."""
 
 SLOTS = ("task", "model", "optimizer", "schedule", "criterion")

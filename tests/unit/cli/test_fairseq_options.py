@@ -50,6 +50,7 @@ LINES = [
         "data=data-bin/x checkpoint=m context_window=400 split=valid",
     ),
     ("score", "hyp.de ref.de", "hypothesis=hyp.de reference=ref.de"),
+    ("classify", "runs/a texts.txt", "checkpoint=runs/a input=texts.txt"),
     ("score", "--sys hyp.de --ref ref.de", "hypothesis=hyp.de reference=ref.de"),
     ("average", "--inputs ck --num-epoch-checkpoints 5 --output mean.pt", "checkpoint=ck last=5 output=mean.pt"),
 ]
