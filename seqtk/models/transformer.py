@@ -39,7 +39,9 @@ class TransformerConfig(BlocksConfig):
         1024, at_least=1, help="Maximum number of tokens in a target, and number of learned positions."
     )
     share_embeddings: SharedEmbeddings = setting(
-        "all", help="Embeddings that share a table. all: source, target and output. decoder: target and output."
+        "all",
+        help="Embeddings that share a table. all: source, target and output, which requires a joint dictionary. "
+        "decoder: target and output.",
     )
 
 

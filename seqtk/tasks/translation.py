@@ -85,6 +85,7 @@ class TranslationTask(TextTask):
 
     def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
+        self.from_data = assets is None
         if assets is None:
             source = self.open()
             self.source_lang, self.target_lang = source.source_lang or "source", source.target_lang or "target"
@@ -141,6 +142,17 @@ class TranslationTask(TextTask):
         return batch
 
     def model(self, config: ModelConfig) -> Model:
+        # Models that older versions trained with such tables must still load from their files.
+        if (
+            self.from_data
+            and getattr(config, "share_embeddings", None) == "all"
+            and self.source_vocabulary.tokens != self.target_vocabulary.tokens
+        ):
+            raise UserError(
+                "model.share_embeddings=all requires the same dictionary on both sides.",
+                f"The dictionaries of '{self.source_lang}' and '{self.target_lang}' in {self.config.data} differ.",
+                "Use seqtk-preprocess joint=true, or set model.share_embeddings=decoder.",
+            )
         return build_model(
             config,
             TranslationBatch,
