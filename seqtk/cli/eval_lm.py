@@ -79,7 +79,7 @@ def main(config: EvalConfig) -> None:
     if not isinstance(pipeline, GenerationPipeline):
         raise UserError(
             f"checkpoint={config.checkpoint} is not a language model.",
-            "To score translations, run seqtk-generate score_reference=true. For other models, run seqtk-evaluate.",
+            "To score translations: seqtk-generate score_reference=true format=json. For other models: seqtk-evaluate.",
         )
     scores = pipeline.score_corpus(
         data=config.data,

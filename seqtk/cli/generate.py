@@ -38,7 +38,10 @@ class GenerateConfig(DecodeConfig):
     prefix_size: int = setting(
         0, at_least=0, help="Each translation must begin with this many tokens of its reference."
     )
-    score_reference: bool = setting(False, help="Score the references (in the first file) instead of translating.")
+    score_reference: bool = setting(
+        False,
+        help="Score the references (in the first file) instead of translating. Requires format=json or format=fairseq.",
+    )
     output: str = setting("-", help="The file to write. -: standard output.")
     buffer_size: int = setting(
         8192,
@@ -106,6 +109,11 @@ def _check(config: GenerateConfig) -> None:
         raise UserError("prefix= and prefix_size= are both set.", "Set only one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
         raise UserError("score_reference= and prefix_size= require references.", "Set reference=FILE.")
+    if config.score_reference and config.format == "text":
+        raise UserError(
+            "score_reference=true is not possible with format=text, which writes no scores.",
+            "Set format=json or format=fairseq.",
+        )
     if config.workers and config.device == "cuda":
         raise UserError("workers= is not possible with device=cuda.", "Remove it, or set device=cpu.")
     inputs = {key: getattr(config, key) for key in ("checkpoint", "input", "reference", "prefix")}

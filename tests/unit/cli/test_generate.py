@@ -313,6 +313,7 @@ def test_sigterm_ends_the_interactive_prompt(at_a_terminal, capsys):
         (["checkpoint=model1.safetensors,model3.safetensors"], "different vocabularies"),
         (["checkpoint=model3.safetensors"], "dictionary of 'en'"),
         (["checkpoint=model1.safetensors", "input=test.de", "score_reference=true"], "require references"),
+        (["checkpoint=model1.safetensors", "score_reference=true"], "score_reference=true is not possible"),
         (["checkpoint=model1.safetensors", "lenght_penalty=1"], "Did you mean 'length_penalty'"),
         (["checkpoint=model1.safetensors", "input=test.de", "output=nowhere/out"], "no folder nowhere"),
     ],
