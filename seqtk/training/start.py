@@ -69,7 +69,7 @@ def resume_from(run: "Trainer", folder: Path) -> Start:
     notes = [
         damage,
         f"Resuming from update {state.update:,}, epoch {state.position.epoch}.",
-        f"Changed settings: {format_list(changed)}." if changed else "",
+        f"Changed settings: {', '.join(map(str, changed))}." if changed else "",
         "" if config.is_over(state) else rate_change(before, config, update=state.update),
     ]
     return Start(replace(saved, state=state), [note for note in notes if note], has_changes=bool(changed))

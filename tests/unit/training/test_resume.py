@@ -279,6 +279,9 @@ class TestSettings:
         printed = capsys.readouterr().err
         assert f"Changed settings: max_updates=9 (was 8), {changed}.\n" in printed
         assert "no effect" not in printed
+        many = {"clip_norm": 1.0, "update_freq": 2, "log__every": 3, "checkpoint__every": 2, "validation__every": 3}
+        trainer(tiny_corpus, tmp_path, **other, **many, max_updates=10).fit()
+        assert capsys.readouterr().err.count(" (was ") == 1 + len(many)
 
     def test_changed_learning_rate_schedule_is_printed(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
