@@ -184,7 +184,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
         if dataset.truncated:
             yield f"Truncated to the model's maximum length: {how_many(dataset.truncated, f'{split} example')}."
     if len(too_long):
-        named = ", ".join(map(str, too_long[:10]))
+        named = ", ".join(map(str, too_long[:10] + 1))
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."

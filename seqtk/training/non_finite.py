@@ -59,9 +59,9 @@ class Origin:
 
     @property
     def examples(self) -> str:
-        """The numbers of the examples as text."""
+        """The numbers of the examples, from 1, as text."""
         more = ", …" if len(self.ids) > MAX_LISTED_EXAMPLES else ""
-        return ", ".join(map(str, self.ids[:MAX_LISTED_EXAMPLES])) + more
+        return ", ".join(str(index + 1) for index in self.ids[:MAX_LISTED_EXAMPLES]) + more
 
 
 @dataclass

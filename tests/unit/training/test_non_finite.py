@@ -45,7 +45,7 @@ class TestOrigin:
         run.model.get_submodule(MODULE).register_forward_hook(poison)
         with pytest.raises(UserError, match="update 1") as caught:
             run.fit()
-        assert f"examples in the batch: {', '.join(map(str, batches[1]))}." in str(caught.value)
+        assert f"examples in the batch: {', '.join(str(index + 1) for index in batches[1])}." in str(caught.value)
 
     def test_error_names_a_weight_that_is_not_finite(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)

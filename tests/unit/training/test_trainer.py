@@ -137,7 +137,7 @@ class TestEpoch:
         run = trainer(tiny_corpus, tmp_path, max_updates=1, batch__max_length=12)
         run.fit()
         sizes = run.train_set.sizes_ND.max(axis=1)
-        first = int((sizes > 12).nonzero()[0][0])
+        first = int((sizes > 12).nonzero()[0][0]) + 1
         assert f"{(sizes > 12).sum()} examples are too long and skipped: {first}" in capsys.readouterr().err
 
 
