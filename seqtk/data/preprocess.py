@@ -49,8 +49,8 @@ class PreprocessConfig(VocabularyConfig):
     shard_tokens: int | None = setting(
         None,
         at_least=1,
-        help="Approximate maximum number of tokens in a file of the training split. Longer text is written to several "
-        "files (train, train1, …), which are read as one split. null: one file.",
+        help="Approximate number of tokens in a file of the training split. Longer text is written to several files "
+        "(train, train1, …), which are read as one split. The text is cut at most once per MiB. null: one file.",
     )
     columns: Columns | None = setting(
         None,
