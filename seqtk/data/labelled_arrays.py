@@ -30,7 +30,11 @@ _PART = 1 << 20
 """The number of symbols that are read at a time."""
 _MAX_SYMBOLS = 1 << 20
 """Maximum size of a dictionary. Without a limit, one wrong number in the data would make a huge dictionary."""
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs only in the encoding of field names, which no array here has
+}
 _DAMAGE_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 Ints = npt.NDArray[np.int64]
@@ -211,7 +215,10 @@ class ArrayFile:
     def _read_header(self, name: str, file: IO[bytes], size: int) -> _StoredArray:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"version {version}")
+            raise UserError(
+                f"{name} is in version {version[0]}.{version[1]} of NumPy's file format, which seqtk does not read.",
+                "Load it with a newer NumPy, and save it again: numpy.save(file, numpy.load(file)).",
+            )
         shape, fortran, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise UserError(

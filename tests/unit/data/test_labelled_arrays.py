@@ -58,6 +58,14 @@ class TestDataBins:
         source = make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
         assert items(source) == IMAGES.reshape(6, -1).tolist()
 
+    @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+    def test_every_version_of_the_npy_format_is_read(self, version: tuple[int, int], tmp_path: Path) -> None:
+        for name, array in (("train.npy", IMAGES), ("train.label.npy", LABELS)):
+            with open(tmp_path / name, "wb") as file:
+                np.lib.format.write_array(file, array, version=version)
+        source = make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
+        assert items(source) == IMAGES.reshape(6, -1).tolist()
+
     def test_columns_default_to_text_and_label(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([f"train={save(tmp_path, text=IMAGES, label=LABELS)}", f"destdir={tmp_path / 'made'}"])
         assert "2 33.3%, 3 33.3%, 10 33.3%" in capsys.readouterr().out
@@ -161,6 +169,13 @@ class TestRefusals:
         content = (tmp_path / "train.npy").read_bytes()
         (tmp_path / "train.npy").write_bytes(content.replace(b"(6, 4, 4)", b"(9**9,4) "))
         with pytest.raises(UserError, match=r"train\.npy"):
+            make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
+
+    def test_error_names_an_unknown_version_of_the_format(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "train.npy", IMAGES)
+        content = (tmp_path / "train.npy").read_bytes()
+        (tmp_path / "train.npy").write_bytes(content.replace(b"NUMPY\x01\x00", b"NUMPY\x04\x00"))
+        with pytest.raises(UserError, match=r"train\.npy is in version 4\.0"):
             make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
 
     @pytest.mark.parametrize("settings", [{"tokens": "words"}, {"vocab_size": 9}, {"threshold": 2}, {"max_length": 3}])
