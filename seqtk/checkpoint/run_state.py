@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -309,8 +309,13 @@ def _remove_partial(save_dir: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fingerprint(train_set: Dataset) -> str:
-    """Returns a fingerprint of the training data.
+def fingerprint(train_sets: Sequence[Dataset]) -> str:
+    """Returns a fingerprint of the training data, given the examples of each epoch, until they repeat."""
+    return " + ".join(map(_fingerprint, train_sets))
+
+
+def _fingerprint(train_set: Dataset) -> str:
+    """Returns the fingerprint of the examples of an epoch.
 
     For each corpus: the number of examples, and CRCs of all lengths and of the tokens of some examples. Then a CRC of
     the classes of these examples.

@@ -17,7 +17,7 @@ from seqtk.config.fields import setting
 from seqtk.data.static_shapes import IndexArray as IndexArray
 from seqtk.data.static_shapes import Shape, static_batches, static_shapes
 from seqtk.data.static_shapes import SizeArray as SizeArray
-from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     IntOrAuto: TypeAlias = int  # `seqtk.training.auto_batch` replaces `auto` before the value is used
@@ -233,8 +233,6 @@ def epoch_batches(
     by the length of the target, then of the source, and packed into batches, whose order is shuffled. A larger `bucket`
     gives less padding and less random batches. NumPy guarantees the same random numbers in all versions, so that
     resumed runs have the same batches. If `among` is given, only these examples are used.
-
-    Raises UserError if no example is usable.
     """
     indices_N, random = _usable(sizes_ND, config, among), _random(seed, epoch)
     order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
@@ -352,15 +350,8 @@ def _batches(
 
 
 def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | None) -> IndexArray:
-    """Returns the examples to train on, restricted to `among`. Raises UserError if no example is usable."""
-    kept_N, too_long = usable(sizes_ND, config)
-    if len(kept_N) == 0 and len(too_long) > 0:
-        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
-        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
-        raise UserError(
-            f"All training examples are longer than {named}.",
-            f"The shortest example has {how_many(int(sizes_ND.max(axis=1).min()), 'token')}. Raise the limit.",
-        )
+    """Returns the examples to train on, restricted to `among`."""
+    kept_N, _ = usable(sizes_ND, config)
     return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
 

@@ -96,6 +96,11 @@ class Task:
         """True if each example starts where the previous one ends, which `batch.streams` requires."""
         return False
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs after which the training data repeat: the number of shards. With `task.mix`, it is 1."""
+        return 1
+
     def assets(self) -> Assets:
         """Returns the assets to store in model files. From them, the constructor builds the task without its data."""
         raise NotImplementedError

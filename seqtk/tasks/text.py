@@ -21,6 +21,10 @@ class TextTask(Task):
     """True if each example is a pair of texts, so that the source must have two sides."""
     _source: Source | None = None
 
+    @property
+    def epochs(self) -> int:
+        return 1 if self.config.mix else self.open().epochs
+
     def connect(self, source: Source) -> None:
         """Checks a newly opened source. If the task already has vocabularies, sets them in the source.
 

@@ -9,7 +9,7 @@ N examples, D sides of an example (source and target, or one).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import ceil
@@ -53,7 +53,7 @@ def settled(run: "Trainer") -> TrainConfig:
     limit = None if total is None else ceil(total / micro_batches)
     tokens = batch.max_tokens
     if is_auto(tokens):
-        saved, longest = _saved_max_tokens(Path(config.save_dir)), _longest(run.train_set, batch)
+        saved, longest = _saved_max_tokens(Path(config.save_dir)), _longest(run.train_sets, batch)
         if not saved and limit is not None and limit < longest:
             raise UserError(
                 f"batch.tokens_per_update={total} is too small for the longest example, which has {longest:,} tokens.",
@@ -68,12 +68,12 @@ def settled(run: "Trainer") -> TrainConfig:
     return replace(config, batch=replace(batch, max_tokens=tokens), update_freq=update_freq)
 
 
-def _longest(train_set: Dataset, config: BatchingConfig) -> int:
+def _longest(train_sets: Sequence[Dataset], config: BatchingConfig) -> int:
     """Returns the length of the longest example that is not longer than `batch.max_length`.
 
     With several corpora, all examples of each corpus count, because later epochs may read them.
     """
-    longest_N = lengths_of_run(train_set).max(axis=1)
+    longest_N = np.concatenate([lengths_of_run(examples).max(axis=1) for examples in train_sets])
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
@@ -101,7 +101,8 @@ def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
             "batch.max_tokens=auto: the free memory of this device is not known.",
             "Set batch.max_tokens to a number of tokens.",
         )
-    longest_N = run.train_set.sizes_ND.max(axis=1)
+    train_set = max(run.train_sets, key=lambda examples: int(examples.sizes_ND.max(initial=0)))
+    longest_N = train_set.sizes_ND.max(axis=1)
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (run.config.batch.max_length or np.inf)]
     if not len(order_N):
@@ -114,7 +115,7 @@ def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
         budget = 0.5 * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2 * _optimizer_bytes(step)
     size, fitting = min(max(least, 1024), most), 0
     while True:
-        used = _bytes(run, order_N, longest_N, size)
+        used = _bytes(run, train_set, order_N, longest_N, size)
         if used is None:
             break
         fitting = int(min(size * budget / max(used, 1), most))
@@ -129,13 +130,14 @@ def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
     return fitting
 
 
-def _bytes(run: "Trainer", order_N: IndexArray, longest_N: SizeArray, size: int) -> int | None:
+def _bytes(run: "Trainer", train_set: Dataset, order_N: IndexArray, longest_N: SizeArray, size: int) -> int | None:
     """Returns the number of bytes that a batch of `size` tokens requires, or None if it does not fit into memory.
 
     Measures a batch of the longest examples and a batch of examples of median length, and returns the maximum.
 
     Args:
         run: The run.
+        train_set: The examples of which batches are measured.
         order_N: The indices of the usable examples, from the longest to the shortest.
         longest_N: The length of each example, or of its longer side if it has two sides.
         size: The number of tokens.
@@ -145,7 +147,7 @@ def _bytes(run: "Trainer", order_N: IndexArray, longest_N: SizeArray, size: int)
         most_rows = run.config.batch.max_sentences or size
         rows = max(min(size // max(int(longest_N[order_N[start]]), 1), most_rows), 1)
         indices = np.resize(order_N[start:], rows).tolist()
-        batch = run.task.collate([run.train_set[index] for index in indices]).to(device)
+        batch = run.task.collate([train_set[index] for index in indices]).to(device)
         try:
             used.append(_pass(run.step, batch))
         except (RuntimeError, MemoryError) as error:

@@ -12,7 +12,7 @@ import torch
 from seqtk.corpora import demo
 from seqtk.data.batch import Dataset
 from seqtk.data.mixing import MixedExamples
-from seqtk.data.plan import IndexArray, Update, epoch_batches, is_auto, padding_share, usable
+from seqtk.data.plan import IndexArray, Update, is_auto, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.training.config import TrainConfig
@@ -34,7 +34,6 @@ def check_run(run: "Trainer") -> None:
     config, train_set = run.config, run.train_set
     if config.batch.streams is not None:
         _check_streams(run, config.batch.streams)
-    kept, _ = usable(train_set.sizes_ND, config.batch)
     validated = validation_sets(run.task, config)
     for name, dataset in validated.items():
         if not len(dataset):
@@ -48,9 +47,8 @@ def check_run(run: "Trainer") -> None:
         targets = int(validated[config.validation.split].sizes_ND[:, -1].sum())
         with reading_set(run.task, config, config.validation.split) as split:
             _check_metrics(run, split, targets=targets)
-    if not len(kept):
-        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises an error with the reason
-    check_training_lengths(run)
+    for name, corpus in _corpora(run):
+        _check_training_examples(run, name, corpus)
     for name, dataset in validated.items():
         _check_lengths(run, name, dataset, np.arange(len(dataset)), advice="remove them from the validation text")
     for name, dataset in {"training": train_set, **validated}.items():
@@ -59,7 +57,7 @@ def check_run(run: "Trainer") -> None:
 
 def _check_streams(run: "Trainer", streams: int) -> None:
     """Raises UserError if the training samples cannot be read in this number of streams."""
-    samples, parts = len(run.train_set), run.engine.size * run.config.update_freq
+    samples, parts = min(map(len, run.train_sets)), run.engine.size * run.config.update_freq
     if run.config.task.mix:
         raise UserError(
             "batch.streams requires one contiguous text, but task.mix has several corpora.",
@@ -83,28 +81,38 @@ def _check_streams(run: "Trainer", streams: int) -> None:
     run.model.check_supports_recurrent_state()
 
 
-def check_training_lengths(run: "Trainer") -> None:
-    """Raises UserError if a training example that is not skipped is longer than the model allows.
+def _corpora(run: "Trainer") -> Iterator[tuple[str, Dataset]]:
+    """Yields (name, examples) of each corpus of `task.mix`, or of each shard."""
+    for number, examples in enumerate(run.train_sets, start=1):
+        if isinstance(examples, MixedExamples):
+            yield from zip(examples.names, examples.corpora, strict=True)
+        else:
+            yield f"shard {number} of " * (len(run.train_sets) > 1) + run.config.task.data, examples
 
-    With several corpora, all examples of each corpus are checked, because later epochs may read them.
-    """
-    train_set = run.train_set
-    corpora = {"training": train_set}
-    if isinstance(train_set, MixedExamples):
-        corpora = {
-            f"'{name}' training": corpus for name, corpus in zip(train_set.names, train_set.corpora, strict=True)
-        }
-    for name, corpus in corpora.items():
-        kept, _ = usable(corpus.sizes_ND, run.config.batch)
-        _check_lengths(run, name, corpus, kept)
+
+def _check_training_examples(run: "Trainer", name: str, corpus: Dataset) -> None:
+    """Raises UserError if a corpus has no example that is not skipped, or one that is longer than the model allows."""
+    config = run.config.batch
+    kept, _ = usable(corpus.sizes_ND, config)
+    if not len(corpus):
+        raise UserError(f"There are no training examples in {name}.")
+    if not len(kept):
+        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
+        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
+        raise UserError(
+            f"All training examples in {name} are longer than {named}.",
+            f"The shortest example has {how_many(int(corpus.sizes_ND.max(axis=1).min()), 'token')}. Raise the limit.",
+        )
+    _check_lengths(run, "training", corpus, kept, of=f" of {name}")
 
 
 def _check_lengths(
-    run: "Trainer", split: str, dataset: Dataset, numbers: IndexArray, *, advice: str | None = None
+    run: "Trainer", split: str, dataset: Dataset, numbers: IndexArray, *, of: str = "", advice: str | None = None
 ) -> None:
     """Raises UserError if one of the examples `numbers` is longer than the model allows.
 
-    `advice` is an alternative to a larger limit. If it is None, the error advises to skip long examples.
+    `of` names the corpus. `advice` is an alternative to a larger limit. If it is None, the error advises to skip long
+    examples.
     """
     config, task, model = run.config, run.task, run.model
     for longer in task.too_long(dataset.sizes_ND[numbers], model):
@@ -119,9 +127,9 @@ def _check_lengths(
             key = config.length_key(narrowest.slot)
         number = numbers[longer.examples[0]]
         other = task.shortening(training=True) or advice or f"batch.max_length={limit} to skip them"
-        examples = how_many(len(longer.sizes), f"{split} example") + (" is" if len(longer.sizes) == 1 else " are")
+        examples = how_many(len(longer.sizes), f"{split} example") + of
         raise UserError(
-            f"{examples} too long: the model allows {limit} {side} tokens.",
+            f"{examples} {'is' if len(longer.sizes) == 1 else 'are'} too long: the model allows {limit} {side} tokens.",
             f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
             f"Set {key} to {needed}, or {other}.",
         )

@@ -87,7 +87,7 @@ def _check_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> None:
             f"{source} was trained with vocabularies that differ from the vocabularies in {config.task.data}.",
             f"Set task.data {same}",
         )
-    if corpus.startswith(saved.state.corpus):
+    if _has_same_data(saved, before, run):
         return
     then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
     how = f"{then} examples before, {now} now" if then != now else f"{now} examples in both, but different contents"
@@ -99,6 +99,17 @@ def _check_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> None:
         )
     key = "task.mix" if config.task.mix else "task.data"
     raise UserError(f"{source} was trained on data that differ from {data}: {how}.", f"Set {key} {same}")
+
+
+def _has_same_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> bool:
+    """Compares the training data of a checkpoint with config `before` with the data of the run.
+
+    Fingerprints of older versions are prefixes of current ones. They lack shards after the first, so a shard that was
+    added (`task.data=A` → `A,B`) would look like an older version.
+    """
+    then, now = saved.state.corpus, run.state.corpus
+    is_moved = _data_of(before) != _data_of(run.config)
+    return now.startswith(then) and not (is_moved and then and then.count("+") != now.count("+"))
 
 
 def _data_of(config: TrainConfig) -> list[str]:
@@ -225,7 +236,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, run: "Trainer") -> Train
                 *([f"Also different: {format_list([each.key for each in others[1:]])}."] if others[1:] else []),
                 f"Set the same value, or add {part} to reset.",
             )
-    if "data" in kept and not state.corpus.startswith(saved.state.corpus):
+    if "data" in kept and not _has_same_data(saved, before, run):
         raise UserError(
             f"reset= does not list 'data', but {source} was trained on data that differ from "
             f"{format_list(_data_of(config))}.",

@@ -39,7 +39,7 @@ from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, 
 from seqtk.tasks import tasks
 from seqtk.training.auto_batch import settled
 from seqtk.training.average import WeightAverage
-from seqtk.training.checks import banner, check_run, check_training_lengths, prepared
+from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import skip_update, skip_validation
@@ -110,7 +110,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
-        self.train_set = self.task.epoch_examples(1, seed=config.seed)
+        epochs = range(1, self.task.epochs + 1)
+        self.train_sets = [self.task.epoch_examples(epoch, seed=config.seed) for epoch in epochs]
+        """The training examples of each epoch, until they repeat."""
+        self.train_set = self.train_sets[0]
         self._planned: list[Update] = []
         if config.freeze:
             freeze(self.model, config.freeze)
@@ -160,7 +163,7 @@ class Trainer:
         """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
         config, split = self.config, self.config.validation.split
         metric = f"{config.validation.metric} of {split}" if split else ""
-        self.state = TrainState(metric=metric, corpus=fingerprint(self.train_set))
+        self.state = TrainState(metric=metric, corpus=fingerprint(self.train_sets))
         self._has_changes = False
         folder = latest_checkpoint(Path(config.save_dir))
         if folder is not None:
@@ -237,9 +240,6 @@ class Trainer:
         """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
-        # `check_run` has checked the first epoch, and every example of a mixture.
-        if position.epoch > 1 and not isinstance(self.train_set, MixedExamples):
-            check_training_lengths(self)
         if self.streams is not None:
             plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
         else:

@@ -323,3 +323,8 @@ class DataBinSource(DataBin):
 
     def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> IndexedDataset | JoinedItems:
         return DataBin.split(self._shards[(epoch - 1) % len(self._shards)], name, lang)
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        if self.epochs > 1:
+            raise UserError(f"{self.name} has several shards.", "For labeled data, list each shard in task.mix.")
+        return super().labels(split)

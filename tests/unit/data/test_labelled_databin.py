@@ -199,6 +199,12 @@ def test_mixed_corpora_match_classes_by_name(tmp_path: Path) -> None:
         ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
 
 
+def test_shards_of_labeled_data_are_refused(tmp_path: Path) -> None:
+    data = make(tmp_path, train=write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno"))
+    with pytest.raises(UserError, match=r"several shards(.|\n)*task\.mix"):
+        ClassificationTask(ClassificationConfig(data=f"{data},{data}"))
+
+
 def test_balanced_class_weights_count_all_corpora(tmp_path: Path) -> None:
     """In an epoch of all corpora, each class has the same total weight."""
     for name in ("first", "second"):

@@ -105,9 +105,7 @@ class TestBatches:
         assert epoch_batches(empty, BatchingConfig(), seed=1, epoch=1) == []
         assert ordered_batches(empty, BatchingConfig()) == []
 
-    def test_data_with_only_long_examples_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"All training examples are longer than batch\.max_tokens=5"):
-            epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1)
+        assert epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1) == []
 
     def test_batch_limit_is_required(self) -> None:
         with pytest.raises(UserError, match=r"batch\.max_tokens and batch\.max_sentences"):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from seqtk.data.indexed_writer import IndexedWriter
-from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
@@ -51,21 +50,38 @@ def test_validation_set_named_training_hides_no_error(tiny_corpus: Path, tmp_pat
         with IndexedWriter(corpus / f"short.en-de.{lang}", vocabulary_size=300) as writer:
             writer.append([5, 2])
     changes = {"validation__split": "training", "validation__sets": [{"split": "short", "name": "training"}]}
-    with pytest.raises(UserError, match="training examples are too long"):
+    with pytest.raises(UserError, match=r"training examples of .* are too long"):
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
-def test_longer_examples_of_later_epochs_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_long_examples_of_later_shards_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     longest = int(trainer(tiny_corpus, tmp_path / "run").train_set.sizes_ND[:, 0].max())
     short = shutil.copytree(tiny_corpus, tmp_path / "short")
     for lang in ("en", "de"):
         with IndexedWriter(short / f"train.en-de.{lang}", vocabulary_size=300) as writer:
             writer.append([5, 2])
     shards, changes = Path(f"{short},{tiny_corpus}"), {"model__max_source_length": longest - 1}
-    run = trainer(shards, tmp_path / "run", validation__split=None, **changes)
-    with pytest.raises(UserError, match=f"training examples? (is|are) too long: .* {longest - 1} source tokens"):
-        run.fit()
-    assert run.state.position == Position(2)
+    with pytest.raises(
+        UserError, match=f"training examples? of shard 2 of .* too long: .* {longest - 1} source tokens"
+    ):
+        trainer(shards, tmp_path / "run", validation__split=None, **changes)
+
+
+def test_later_shard_without_examples_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_corpus, tmp_path / "other")
+    shards = Path(f"{tiny_corpus},{other}")
+    for lang in ("en", "de"):
+        with IndexedWriter(other / f"train.en-de.{lang}", vocabulary_size=300) as writer:
+            writer.append([*[5] * 400, 2])
+    with pytest.raises(
+        UserError, match=r"examples in shard 2 of .* longer than batch\.max_tokens=400\.\n.* 401 tokens"
+    ):
+        trainer(shards, tmp_path / "run")
+    for lang in ("en", "de"):
+        with IndexedWriter(other / f"train.en-de.{lang}", vocabulary_size=300):
+            pass
+    with pytest.raises(UserError, match="no training examples in shard 2 of"):
+        trainer(shards, tmp_path / "run")
 
 
 def test_longer_examples_of_a_mixture_are_refused_at_start(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -73,7 +89,7 @@ def test_longer_examples_of_a_mixture_are_refused_at_start(tiny_corpus: Path, tm
     changes = {"task__mix": [{"data": str(tiny_corpus), "weight": 0.01}], "validation__split": None}
     first = trainer(tiny_corpus, tmp_path / "run", **changes)
     assert first.train_set.sizes_ND[:, 0].max() < longest
-    with pytest.raises(UserError, match=f"'{tiny_corpus}' training example(.|\n)*model.max_source_length"):
+    with pytest.raises(UserError, match=f"training examples? of {tiny_corpus} (.|\n)*model.max_source_length"):
         trainer(tiny_corpus, tmp_path / "run", **changes, model__max_source_length=longest - 1)
 
 

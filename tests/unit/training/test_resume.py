@@ -336,7 +336,7 @@ class TestCorpus:
 
             def __getitem__(self, index: int) -> None: ...
 
-        found = {fingerprint(Sizes(*sizes)) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
+        found = {fingerprint([Sizes(*sizes)]) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
         assert len(found) == 4
 
     def test_data_that_changed_in_place_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -361,6 +361,33 @@ class TestCorpus:
         path.write_bytes(content[2:4] + content[:2] + content[4:])  # the first two tokens
         with pytest.raises(UserError, match=r"data that differ from .*other: 300 examples in both(.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
+
+    def test_changed_or_added_shard_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        first, second = (shutil.copytree(tiny_corpus, tmp_path / name) for name in ("first", "second"))
+        both, run = Path(f"{first},{second}"), tmp_path / "run"
+        trainer(both, run, max_updates=1).fit()
+        (path,) = second.glob("train*.de.bin")
+        content = path.read_bytes()
+        path.write_bytes(content[2:4] + content[:2] + content[4:])  # the first two tokens
+        with pytest.raises(UserError, match=r"have changed since .*: 300 \+ 300 examples in both"):
+            trainer(both, run)
+        path.write_bytes(content)
+        assert trainer(Path(f"{first},{first}"), run).state.update == 1  # has the same content
+        with pytest.raises(UserError, match=r": 300 \+ 300 examples before, 300 now"):
+            trainer(first, run)
+        trainer(first, tmp_path / "one", max_updates=1).fit()
+        with pytest.raises(UserError, match=r": 300 examples before, 300 \+ 300 now"):
+            trainer(both, tmp_path / "one")
+
+    def test_runs_with_fingerprints_of_the_first_shard_resume(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        both = Path(f"{tiny_corpus},{tiny_corpus}")
+        trainer(both, tmp_path, max_updates=1).fit()
+        path = tmp_path / "update_00000001" / "state.json"
+        state = json.loads(path.read_text())
+        state["corpus"] = state["corpus"].partition(" + ")[0]
+        del state["crc32"]
+        path.write_text(json.dumps(state))
+        assert trainer(both, tmp_path).state.update == 1
 
 
 def flip(path: Path, *, at: float = 0.9) -> None:
