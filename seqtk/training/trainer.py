@@ -233,6 +233,20 @@ class Trainer:
             if has_skipped or self._is_done():
                 break
 
+    def _end_epoch(self) -> None:
+        """Ends an epoch without an update, because its other examples are longer than the changed `batch` settings."""
+        config, epoch = self.config, self.state.position.epoch
+        self.log.info(f"Epoch {epoch} ends, because its remaining examples are too long for the batch settings.")
+        self.state = self.state.replace(position=Position(epoch + 1))
+        is_over = config.is_over(self.state)
+        if is_over and self.state.interval:
+            self._log_interval()
+        if config.validation.split and (is_over or not config.validation.every):
+            self.save(pending_validation=True)
+            self._validate()
+        elif is_over:
+            self.save()
+
     def _is_done(self) -> bool:
         return bool(self.stop) or self.config.is_over(self.state)
 
@@ -259,19 +273,14 @@ class Trainer:
 
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
         """Yields the remaining updates of the epoch with their micro-batches."""
-        config, position = self.config, self.state.position
         plan, self._planned = self._planned or self.plan(), []
-        if plan:
-            self._started = time.monotonic()
-            loaded = load_updates(
-                plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
-            )
-            sizes_ND, joined = self.train_set.sizes_ND, self.task.joins_sides
-            yield from self.speed.loading(loaded, sizes_ND, joined=joined)
-        elif position.examples:  # with the changed batch settings, no usable example is left in the epoch
-            self.state = self.state.replace(position=Position(position.epoch + 1))
-        else:
-            raise UserError(f"There are no training examples in {config.task.data}.")
+        if not plan:
+            self._end_epoch()
+            return
+        self._started = time.monotonic()
+        workers = self.config.batch.workers
+        loaded = load_updates(plan, self.train_set, self.task.collate, device=self.engine.device, workers=workers)
+        yield from self.speed.loading(loaded, self.train_set.sizes_ND, joined=self.task.joins_sides)
 
     # One update
 
@@ -462,7 +471,7 @@ class Trainer:
         if patience and self.state.validations_without_best >= patience:
             self.log.info(f"Stopped by validation.patience={patience}: no new best {self.state.metric}.")
         self.log.info(f"Finished after update {update:,}. The models are in {self.config.save_dir}.")
-        if self._has_changes and update == start.update:
+        if self._has_changes and self.state.position == start.position:
             self.log.info("Training had already finished; changed settings had no effect.")
 
     def _validate(self) -> None:

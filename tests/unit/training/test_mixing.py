@@ -188,13 +188,25 @@ class TestOtherBatchesOnResuming:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         assert not trainer(tiny_corpus, tmp_path, batch__workers=0).state.position.earlier
 
-    def test_epoch_ends_if_remaining_examples_are_too_long(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("max_epochs", [1, 2])
+    @pytest.mark.parametrize("every", [0, 4])
+    def test_epoch_ends_if_remaining_examples_are_too_long(
+        self, tiny_corpus: Path, tmp_path: Path, every: int, max_epochs: int
+    ) -> None:
+        """The model of the end of the epoch, or of the run, is validated and saved."""
         run = trainer(tiny_corpus, tmp_path, max_updates=15, validation__split=None)
         run.fit()
         sizes_ND, position = run.train_set.sizes_ND, run.state.position
         read_N = reading_order(sizes_ND, run.config.batch, seed=1, position=position)[: position.examples]
         limit = int(np.delete(sizes_ND.max(axis=1), read_N).min()) - 1
-        changes = {"max_updates": 0, "max_epochs": 1, "batch__max_length": limit, "validation__split": None}
+        changes = {"max_updates": 0, "max_epochs": max_epochs, "batch__max_length": limit, "validation__every": every}
         again = trainer(tiny_corpus, tmp_path, **changes)
         again.fit()
-        assert (again.state.position.epoch, again.state.update) == (2, 15)
+        assert again.state.position.epoch == max_epochs + 1
+        assert (again.state.update == 15) == (max_epochs == 1)
+        assert not again.state.pending_validation
+        validated = [update for update, _ in losses(tmp_path, "valid")]
+        assert (15 in validated) == (max_epochs == 1 or every == 0)
+        assert validated[-1] == again.state.update
+        resumed = trainer(tiny_corpus, tmp_path, **changes)
+        assert resumed.state.position == again.state.position
