@@ -73,7 +73,9 @@ class AttentionConfig:
     """Base class of the configs of attention layers. A config field of this type accepts any attention layer."""
 
 
-attentions: Registry["Attention"] = Registry("attention", AttentionConfig)
+attentions: Registry["Attention"] = Registry(
+    "attention", AttentionConfig, replaced={"after_update": "redraw_every and redraw"}
+)
 
 
 class Attention(nn.Module):

@@ -32,11 +32,20 @@ class Registry(Generic[T]):
         kind: The noun for a registered class in errors, such as "attention".
         config_base: The base class of all configs in the registry. A dataclass field of that type is a slot.
         renamed: Old name of a class → new name. An old name is accepted only in files of an earlier version.
+        replaced: Old method or attribute of the classes, which is not used any more → the members that replace it. A
+            class that still has the old member is refused, because its code would be ignored.
     """
 
-    def __init__(self, kind: str, config_base: type, *, renamed: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        config_base: type,
+        *,
+        renamed: Mapping[str, str] | None = None,
+        replaced: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
-        self.renamed = dict(renamed or {})
+        self.renamed, self.replaced = dict(renamed or {}), dict(replaced or {})
         self.config_base = config_base
         self._config_types: dict[str, type] = {}
         self._classes: dict[type, type[T]] = {}
@@ -48,6 +57,7 @@ class Registry(Generic[T]):
         Raises:
             ValueError: The name or the config class is already registered.
             TypeError: The config class is not a dataclass that extends `config_base`, or a field has no default.
+            UserError: The class has a member that was replaced.
         """
         if name in self._config_types:
             raise ValueError(f"{self.kind} '{name}' is already registered")
@@ -64,6 +74,13 @@ class Registry(Generic[T]):
                 raise TypeError(f"{config_type.__name__}.{field.name} has no default")
 
         def decorate(cls: C) -> C:
+            old = next((member for member in self.replaced if hasattr(cls, member)), None)
+            if old is not None:
+                raise UserError(
+                    f"{cls.__module__}.{cls.__qualname__}, registered as {self.kind} '{name}', defines {old}.",
+                    f"seqtk does not use {old} any more: {self.replaced[old]} replaced it.",
+                    f"Use {self.replaced[old]} instead. If {old} has a different purpose, rename it.",
+                )
             self._config_types[name] = config_type
             self._classes[config_type] = cls
             return cls

@@ -16,7 +16,7 @@ class CriterionConfig:
     """Base class of the configs of criterions."""
 
 
-criterions: Registry["Criterion"] = Registry("criterion", CriterionConfig)
+criterions: Registry["Criterion"] = Registry("criterion", CriterionConfig, replaced={"sum_names": "stat_names"})
 
 
 Stats = dict[str, tuple[Tensor, Tensor]]

@@ -24,7 +24,11 @@ class ModelConfig:
     """Base class of the configs of models."""
 
 
-models: Registry["Model"] = Registry("model", ModelConfig)
+models: Registry["Model"] = Registry(
+    "model",
+    ModelConfig,
+    replaced={"check_carrying": "check_supports_recurrent_state", "layers_of_whole_rows": "length_limited_layers"},
+)
 
 
 class Model(nn.Module):

@@ -55,7 +55,12 @@ class TaskConfig:
     )
 
 
-tasks: Registry["Task"] = Registry("task", TaskConfig, renamed={"demo_translation": "translation"})
+tasks: Registry["Task"] = Registry(
+    "task",
+    TaskConfig,
+    renamed={"demo_translation": "translation"},
+    replaced=dict.fromkeys(("figures", "figure_names", "scores", "score_names"), "registered metrics"),
+)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class LostProcessError(Exception):
     """Raised if another process of the run has ended or does not respond, so that this process must also end."""
 
 
-engines: Registry["Engine"] = Registry("engine", EngineConfig)
+engines: Registry["Engine"] = Registry("engine", EngineConfig, replaced={"gathered": "collect"})
 
 
 @dataclass(frozen=True)

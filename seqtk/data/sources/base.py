@@ -28,7 +28,7 @@ class MissingSplitError(UserError):
     """Raised if a source has no split with the given name."""
 
 
-sources: Registry["Source"] = Registry("source", SourceConfig)
+sources: Registry["Source"] = Registry("source", SourceConfig, replaced={"place_of": "first_of"})
 
 
 class Items(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from seqtk.attention.base import Attention, AttentionConfig, attentions
 from seqtk.config.registry import REGISTRIES, Registry, load_plugins, registry_of
 from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import near_path, nearest
@@ -100,6 +101,22 @@ def test_field_that_hides_the_kind_is_refused(shapes: Registry[object]) -> None:
 
     with pytest.raises(TypeError, match=r"SquareConfig\.kind: 'kind' is the key of the registered name"):
         shapes.register("square", SquareConfig)
+
+
+def test_class_with_a_replaced_member_is_refused() -> None:
+    @dataclass(frozen=True)
+    class OldConfig(AttentionConfig): ...
+
+    class Old(Attention):
+        def after_update(self) -> None: ...
+
+    class Derived(Old): ...
+
+    for cls in (Old, Derived):
+        with pytest.raises(UserError, match=r"'old', defines after_update\.\n.*\nUse redraw_every and redraw instead"):
+            attentions.register("old", OldConfig)(cls)
+    assert "old" not in attentions
+    assert not attentions.knows(OldConfig)
 
 
 def test_unknown_name_suggests_a_similar_name(shapes: Registry[object]) -> None:
