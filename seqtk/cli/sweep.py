@@ -84,7 +84,7 @@ def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
     """Executes one run of the sweep, in a process that the launcher chooses. Returns its exit code."""
     varied = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
     named = [override for override in varied if not override.startswith("save_dir=")]
-    name = _folder_name(",".join(named).replace("/", "_"))
+    name = _folder_name(",".join(named))
     print(f"{' '.join(varied)}", file=sys.stderr, flush=True)
     GlobalHydra.instance().clear()  # the run uses a separate Hydra instance
     try:
@@ -97,8 +97,12 @@ def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
     return 0
 
 
-def _folder_name(name: str) -> str:
-    """Returns a name of at most 200 bytes. The end of a longer name is replaced by its checksum."""
+def _folder_name(settings: str) -> str:
+    """Returns a name for the run of `settings`, of at most 200 bytes. Different settings have different names.
+
+    A slash is replaced by its code, `%2F`, as in URLs. The end of a longer name is replaced by its checksum.
+    """
+    name = settings.replace("%", "%25").replace("/", "%2F")
     if len(name.encode()) <= 200:
         return name
     return f"{name.encode()[:190].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"

@@ -178,6 +178,29 @@ class TestMultirun:
         assert [run.name for run in seen] == ["a", "b"]
         assert len({run.save_dir for run in seen}) == 2
 
+    def test_different_values_have_separate_folders(self, tmp_path: Path) -> None:
+        names = [
+            "a/b",
+            "a_b",
+            "a%2Fb",
+            "'a,b'",
+            "'a, b'",
+            "'a'",
+            "' a'",
+            "'a,tokens=1'",
+            "a b",
+            "'a\\b'",
+            "'é'",
+            "'[a]'",
+        ]
+        main(["-m", f"save_dir={tmp_path}", f"name={','.join(names)}", "tokens=1,2"])
+        folders = [Path(run.save_dir).relative_to(tmp_path) for run in seen]
+        assert len(seen) == 2 * len(names)
+        assert len(set(folders)) == len(seen)
+        assert all(len(folder.parts) == 1 for folder in folders)
+        assert "name=a%2Fb,tokens=1" in map(str, folders)
+        assert "name=a_b,tokens=1" in map(str, folders)
+
     def test_runs_with_long_values_have_separate_folders(self, tmp_path: Path) -> None:
         names = [300 * "x" + end for end in "yz"]
         main(["-m", f"save_dir={tmp_path}", f"name={','.join(names)}"])
