@@ -48,6 +48,9 @@ class Criterion(nn.Module):
         """Returns the names in `Loss.stats` for this model. Override it if they depend on the model's head."""
         return self.stat_names
 
+    def check(self, model: Model) -> None:
+        """Raises UserError if the settings of this criterion do not suit the model. Called before training."""
+
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         """Returns the loss of `batch`.
 

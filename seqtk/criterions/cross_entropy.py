@@ -30,6 +30,9 @@ class _HeadCriterion(Criterion):
     def stats_of(self, model: Model) -> tuple[str, ...]:
         return (*self.stat_names, "correct") if model.head.counts_correct else self.stat_names
 
+    def check(self, model: Model) -> None:
+        model.head.check_label_smoothing(self.label_smoothing)
+
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         features_BTD, state = model(batch, state)
         losses = model.head(features_BTD, batch.target, pad_BT=batch.pad, label_smoothing=self.label_smoothing)

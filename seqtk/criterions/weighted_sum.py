@@ -59,6 +59,10 @@ class Sum(Criterion):
         names = [name for part in self.parts for name in cast(Criterion, part).stats_of(model)]
         return tuple(dict.fromkeys(["loss", *names]))
 
+    def check(self, model: Model) -> None:
+        for part in self.parts:
+            cast(Criterion, part).check(model)
+
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         shared = cast(Model, _FeaturesOnce(model))
         losses = [part(shared, batch, state) for part in self.parts]

@@ -34,13 +34,9 @@ def read_ahead(
     """Yields batches that worker processes read and collate. Each worker prefetches about two batches.
 
     Raises:
-        UserError: If the dataset is not picklable, a worker ends unexpectedly, or reading fails with a UserError.
+        UserError: If the dataset cannot be pickled, a worker ends unexpectedly, or reading fails with a UserError.
     """
-    problem = pickling_error(dataset, collate)
-    if problem is not None:
-        raise UserError(
-            f"batch.workers={workers}: the dataset cannot be sent to a worker process.", problem, "Set batch.workers=0."
-        )
+    check_picklable(dataset, collate, workers=workers)
     # Workers are forked from a server process, not from this one, whose threads (OpenMP, CUDA) may hold locks.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, type(dataset).__module__])
@@ -107,6 +103,15 @@ def _no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def check_picklable(dataset: object, collate: object, *, workers: int) -> None:
+    """Raises UserError if `dataset` and `collate` cannot be pickled, which worker processes require."""
+    problem = pickling_error(dataset, collate)
+    if problem is not None:
+        raise UserError(
+            f"batch.workers={workers}: the dataset cannot be sent to a worker process.", problem, "Set batch.workers=0."
+        )
 
 
 def pickling_error(dataset: object, collate: object) -> str | None:

@@ -193,16 +193,19 @@ class AdaptiveHead(Head):
         log_p = torch.cat([frequent, *(band + _log_softmax(w_WE, features @ p_DE) for band, p_DE, w_WE in tails)], -1)
         return log_p if temperature == 1.0 else functional.log_softmax(log_p / temperature, dim=-1)
 
-    def forward(
-        self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> HeadLosses:
-        """Returns the sums of the losses. Each position uses only the softmaxes that its target requires."""
+    def check_label_smoothing(self, label_smoothing: float) -> None:
         if label_smoothing:
             raise UserError(
                 f"criterion.label_smoothing={label_smoothing:g} is not possible with an adaptive softmax.",
                 "Smoothing requires the probability of every word at every position, which it does not compute.",
                 "Set criterion=cross_entropy, or model.adaptive=null.",
             )
+
+    def forward(
+        self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> HeadLosses:
+        """Returns the sums of the losses. Each position uses only the softmaxes that its target requires."""
+        self.check_label_smoothing(label_smoothing)
         losses: list[tuple[Tensor, Tensor]]
         if torch.compiler.is_compiling():
             losses = self._losses_of_all_bands(features_BTD.flatten(0, 1), target.flatten())

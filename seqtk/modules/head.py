@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
 from seqtk.ops.linear_cross_entropy import linear_cross_entropy
+from seqtk.utils.errors import UserError, how_many
 
 CHUNK_POSITIONS = 256
 """When targets are scored, the log-probabilities of at most this many positions are in memory."""
@@ -53,6 +54,9 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def check_label_smoothing(self, label_smoothing: float) -> None:
+        """Raises UserError if `forward` does not support this label smoothing. Called before training."""
+
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Returns float32 log-probabilities of every token, log softmax(logits / temperature)."""
         raise NotImplementedError
@@ -73,6 +77,9 @@ class LinearHead(Head):
             self.weight = nn.Parameter(torch.empty(vocabulary_size, dim))
             nn.init.normal_(self.weight, std=dim**-0.5)
 
+    def check_label_smoothing(self, label_smoothing: float) -> None:
+        check_below_uniform(label_smoothing, classes=len(self.weight), noun="token")
+
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         logits = functional.linear(features, self.weight).float()
         return functional.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
@@ -89,6 +96,16 @@ class LinearHead(Head):
             label_smoothing=label_smoothing,
         )
         return HeadLosses(*losses)
+
+
+def check_below_uniform(label_smoothing: float, *, classes: int, noun: str) -> None:
+    """Raises UserError if smoothed targets give the other classes (tokens) a higher probability than the target."""
+    if label_smoothing * classes > max(classes - 1, 1):
+        raise UserError(
+            f"criterion.label_smoothing={label_smoothing:g} is too high for {how_many(classes, noun)}: "
+            f"the other {noun}{'es' if noun.endswith('s') else 's'} would have a higher probability than the target.",
+            f"Set it to {100 * (classes - 1) // classes / 100} or less.",
+        )
 
 
 def picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.modules.block import Dropout
-from seqtk.modules.head import Head, HeadLosses
-from seqtk.utils.errors import UserError
+from seqtk.modules.head import Head, HeadLosses, check_below_uniform
 
 Pool = Literal["mean", "max", "cls", "last"]
 Combination = Literal["concat", "full"]
@@ -74,6 +73,9 @@ class PooledHead(Head):
         logits_BC: Tensor = self.linear(vector_BD).float()
         return logits_BC
 
+    def check_label_smoothing(self, label_smoothing: float) -> None:
+        check_below_uniform(label_smoothing, classes=self.linear.out_features, noun="class")
+
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
     ) -> HeadLosses:
@@ -81,12 +83,6 @@ class PooledHead(Head):
         classes = logits_BC.shape[1]
         # torch shares ε among all C classes. Here the C - 1 other classes share it, as in the token heads.
         share = label_smoothing * classes / max(classes - 1, 1)
-        if share > 1:
-            raise UserError(
-                f"criterion.label_smoothing={label_smoothing:g} is too high for {classes} classes: "
-                "the other classes would have a higher probability than the target.",
-                f"Set it to {100 * (classes - 1) // classes / 100} or less.",
-            )
         total = functional.cross_entropy(
             logits_BC,
             target,

@@ -13,6 +13,7 @@ from seqtk.corpora import demo
 from seqtk.data.batch import Dataset
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import IndexArray, Update, is_auto, padding_share, usable
+from seqtk.data.prefetch import check_picklable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.training.config import TrainConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check_run(run: "Trainer") -> None:
-    """Checks the settings of streams, the lengths of examples, and the validation metrics.
+    """Checks the settings of streams and workers, the lengths of examples, and the validation metrics.
 
     Raises:
         UserError: If a check fails. The error names the key to change.
@@ -47,6 +48,8 @@ def check_run(run: "Trainer") -> None:
         targets = int(validated[config.validation.split].sizes_ND[:, -1].sum())
         with reading_set(run.task, config, config.validation.split) as split:
             _check_metrics(run, split, targets=targets)
+    for dataset in (train_set, *validated.values()) if config.batch.workers else ():
+        check_picklable(dataset, run.task.collate, workers=config.batch.workers or 0)
     for name, corpus in _corpora(run):
         _check_training_examples(run, name, corpus)
     for name, dataset in validated.items():

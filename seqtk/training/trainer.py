@@ -117,7 +117,9 @@ class Trainer:
         self._planned: list[Update] = []
         if config.freeze:
             freeze(self.model, config.freeze)
-        self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
+        criterion = criterions.build(config.criterion)
+        criterion.check(self.model)
+        self.step = TrainStep(self.model, criterion, autocast=config.autocast)
         if config.auto_keys:
             config = self.config = settled(self)
             self.notes.append(

@@ -188,7 +188,7 @@ def test_a_band_may_have_one_word() -> None:
 
 def test_label_smoothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.1"):
-        head()(*example(), label_smoothing=0.1)
+        head().check_label_smoothing(0.1)
 
 
 def test_loss_under_autocast_is_near_float32() -> None:

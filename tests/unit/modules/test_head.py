@@ -164,6 +164,9 @@ class TestPooledHead:
 
     def test_too_much_label_smoothing_is_refused(self) -> None:
         head = PooledHead(D, 2, pool="mean")
-        head(self.features(), torch.tensor([1, 1, 0]), label_smoothing=0.5)
+        head.check_label_smoothing(0.5)
         with pytest.raises(UserError, match=r"label_smoothing=0\.6 .* 2 classes"):
-            head(self.features(), torch.tensor([1, 1, 0]), label_smoothing=0.6)
+            head.check_label_smoothing(0.6)
+        LinearHead(D, 5).check_label_smoothing(0.8)
+        with pytest.raises(UserError, match=r"label_smoothing=0\.81 .* 5 tokens(.|\n)*0\.8 or less"):
+            LinearHead(D, 5).check_label_smoothing(0.81)

@@ -223,10 +223,6 @@ class TestWeights:
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
         torch.testing.assert_close(loss.total / loss.weight, wanted)
 
-    def test_label_smoothing_above_uniform_is_refused(self, texts: Path) -> None:
-        with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.7 (.|\n)*0\.66 or less"):
-            self.loss(task_of(texts), range(16), smoothing=0.7)
-
     def test_class_weights_do_not_change_metrics(self, texts: Path) -> None:
         plain, _ = self.loss(task_of(texts), range(16))
         weighted, _ = self.loss(task_of(texts, class_weights=[0.5, 2.0, 1.5]), range(16))
@@ -322,6 +318,13 @@ class TestRuns:
         path.write_text("".join(f"{other[name]}\t{text}\n" for name, _, text in examples))
         with pytest.raises(UserError, match="300 examples in both, but different contents"):
             trainer(data, run)
+
+    @pytest.mark.parametrize("max_tokens", ["auto", 400])
+    def test_label_smoothing_above_uniform_is_refused(self, texts: Path, tmp_path: Path, max_tokens: Any) -> None:
+        smoothed = {"kind": "label_smoothed_cross_entropy", "label_smoothing": 0.7}
+        for criterion in (smoothed, {"kind": "sum", "parts": [{"criterion": smoothed, "weight": 1.0}]}):
+            with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.7 (.|\n)*0\.66 or less"):
+                trainer(texts, tmp_path, criterion=criterion, batch__max_tokens=max_tokens)
 
     def test_padding_of_pairs_is_logged(self, pairs: Path, tmp_path: Path) -> None:
         run = trainer(pairs, tmp_path / "run", "matching", max_updates=1, log__every=1)
