@@ -42,7 +42,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     source = str(path)
     parts = parts_of(contents, source=source)
     task = task_of(contents, parts, source=source)
-    model = task.model(parts.model)
+    with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, are random
+        model = task.model(parts.model)
     set_tensors(model, contents.tensors, source=source)
     return LoadedModel(task=task, model=model.to(device).eval(), config=contents.config, info=contents.info)
 

@@ -16,6 +16,7 @@ from seqtk.data.plan import IndexArray, Update, is_auto, padding_share, usable
 from seqtk.data.prefetch import check_picklable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
+from seqtk.training.compiling import undoing_changes
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors, start_engine
 from seqtk.training.validation import reading_set, validation_sets
@@ -211,11 +212,34 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Context manager that checks `config`, and starts and yields its engine. It closes the engine at the end."""
+    """Context manager that checks `config`, and starts and yields its engine.
+
+    At the end, it closes the engine, and restores the settings of this process that a run changes: the number of
+    threads, the state of the random generators, and the settings of deterministic operators and of torch.compile.
+    """
     config.check()
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    with _threads(config.threads), undoing_changes(), _engine(config) as engine:
+        yield engine
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Context manager that sets the number of CPU threads, unless `count` is 0."""
+    if not count:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _engine(config: TrainConfig) -> Iterator[Engine]:
+    """Context manager that starts and yields the engine of `config`, and closes it at the end."""
     engine = start_engine(config.parallel, device=config.device)
     try:
         if config.task.data == demo.DESTINATION and not any(Path(demo.DESTINATION).glob("dict*.txt")):
@@ -224,6 +248,7 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
             lost_process_errors(engine),
             out_of_memory_errors(engine.device, *_smaller_batch(config)),
             _deterministic(config.deterministic),
+            torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []),
         ):
             yield engine
     finally:
@@ -233,9 +258,12 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
 @contextmanager
 def _deterministic(enabled: bool) -> Iterator[None]:
     """Context manager that allows only deterministic operators if enabled. Other operators raise UserError."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = "CUBLAS_WORKSPACE_CONFIG"
+    sets_workspace = enabled and workspace not in os.environ
+    if sets_workspace:
+        os.environ[workspace] = ":4096:8"  # required by cuBLAS
     if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -247,7 +275,9 @@ def _deterministic(enabled: bool) -> Iterator[None]:
             f"deterministic=true: {problem}.", "Set deterministic=false, or choose a different layer."
         ) from error
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        if sets_workspace:
+            del os.environ[workspace]
 
 
 def _smaller_batch(config: TrainConfig) -> tuple[str, str]:

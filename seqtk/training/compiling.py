@@ -10,8 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,25 @@ if TYPE_CHECKING:
 MAX_GRAPHS = 32
 """Maximum number of graphs of a function if `batch.shapes` is not set. A layer that is recompiled for more lengths than
 this runs eagerly."""
+
+
+_changes = ExitStack()
+"""Undoes changes to the settings of this process. Each `undoing_changes` replaces it by a new one."""
+
+
+@contextmanager
+def undoing_changes() -> Iterator[None]:
+    """Context manager that restores the settings of this process that a `Compilation` changes.
+
+    These are the settings of torch.compile, and a callback that logs that compilation has started.
+    """
+    global _changes
+    before, _changes = _changes, ExitStack()
+    try:
+        with _changes:
+            yield
+    finally:
+        _changes = before
 
 
 def uncompiled() -> AbstractContextManager[None]:
@@ -69,9 +88,11 @@ class Compilation:
     def _start(self) -> None:
         _set_cache_folder()
         self._watch, self._before = _watch(), _watch().graphs
+        _changes.callback(setattr, self._watch, "started", self._watch.started)
         self._watch.started = self._announce
         self._watch.listen()
         torch_config: Any = torch._dynamo.config
+        _changes.callback(setattr, torch_config, "recompile_limit", torch_config.recompile_limit)
         torch_config.recompile_limit = max(torch_config.recompile_limit, 2 * self.shapes if self.shapes else MAX_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
         if self.run.engine.device.type == "cpu":
@@ -222,9 +243,11 @@ _watch = cache(_Watch)
 
 def _set_cache_folder() -> None:
     """Caches compiled code in the user's cache folder, unless an environment variable sets a different folder."""
-    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    named = os.environ.get(variable)
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # importing it sets the variable
 
     if named in (None, default_cache_dir()):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home / "seqtk" / "compiled")
+        os.environ[variable] = str(home / "seqtk" / "compiled")
+        _changes.callback(lambda: os.environ.pop(variable) if named is None else os.environ.update({variable: named}))

@@ -185,15 +185,6 @@ class TensorBoardConfig(SinkConfig):
     """Writes curves, attention statistics and sample outputs to save_dir/tensorboard."""
 
 
-def _ignore_tensorboard(error: threading.ExceptHookArgs) -> None:
-    """Prints the exception of a thread, unless it is TensorBoard's thread.
-
-    TensorBoard's writer raises the exception of its thread again in the next call.
-    """
-    if not type(error.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(error)
-
-
 @sinks.register("tensorboard", TensorBoardConfig)
 class TensorBoard(Sink):
     """Writes TensorBoard event files."""
@@ -201,10 +192,18 @@ class TensorBoard(Sink):
     def start(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        threading.excepthook = _ignore_tensorboard
+        self.hook_before, threading.excepthook = threading.excepthook, self._except_hook
         self.writer_type: Any = SummaryWriter
         self.folder = run.save_dir / "tensorboard"
         self.purge_step = run.resumed_at + 1 if run.resumed_at else None
+
+    def _except_hook(self, error: threading.ExceptHookArgs) -> None:
+        """Prints the exception of a thread, unless it is TensorBoard's thread.
+
+        TensorBoard's writer raises the exception of its thread again in the next call.
+        """
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self.hook_before(error)
 
     @cached_property
     def writer(self) -> Any:
@@ -228,9 +227,13 @@ class TensorBoard(Sink):
             self.writer.add_histogram(name, values, update)
 
     def close(self) -> None:
-        if "writer" in vars(self):
-            with disk_full_errors(self.folder / "events.out.tfevents"):
-                self.writer.close()
+        try:
+            if "writer" in vars(self):
+                with disk_full_errors(self.folder / "events.out.tfevents"):
+                    self.writer.close()
+        finally:
+            if threading.excepthook == self._except_hook:
+                threading.excepthook = self.hook_before
 
 
 class Logger:

@@ -14,7 +14,7 @@ from seqtk.cli.evaluate import main as evaluate
 from seqtk.cli.generate import main as generate
 from seqtk.utils.errors import UserError
 from tests.unit.cli.test_eval_lm import make
-from tests.unit.training.helpers import TINY
+from tests.unit.training.helpers import TINY, process_state
 
 ROOT = Path(seqtk.__file__).parent.parent
 SENTENCES = ["w1 w2 w3", "w4", "w5 w6"]
@@ -60,6 +60,16 @@ class TestTrain:
         assert run.stopped_by == 0
         assert [line["update"] for line in run.log("train")] == list(range(1, 9))
         assert run.load().info == model_file.read(run.save_dir).info
+
+    def test_train_and_load_restore_the_process_state(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        before, config = process_state(), tiny(tiny_corpus, tmp_path) | {"max_updates": 1, "validation.split": None}
+        config |= {"threads": 2, "deterministic": True, "log.tensorboard": True}
+        model = seqtk.train(**config).load()
+        model.translate(SENTENCES, sampling=True, max_length_b=3)
+        assert process_state() == before
+        with pytest.raises(UserError, match="max_updates"):
+            seqtk.train(**config | {"seed": 5, "task.data": "missing", "max_updates": 0})
+        assert process_state() == before
 
     def test_train_checks_overrides_and_recipe(self) -> None:
         with pytest.raises(UserError, match="max_updats"):

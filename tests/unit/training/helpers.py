@@ -1,16 +1,26 @@
 """Trainers of tiny runs for the tests of training."""
 
 import json
+import logging
 import math
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
+from seqtk.training.signals import SIGNALS
 from seqtk.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -101,6 +111,27 @@ def spoil(run: Trainer, *, at: int, how: str = "forward", training: bool = True,
         return (spoilt(output[0]), *output[1:]) if isinstance(output, tuple) else spoilt(output)
 
     run.model.get_submodule(module).register_forward_hook(forward)
+
+
+def process_state() -> dict[str, Any]:
+    """Returns the settings of this process that a library should not change."""
+    return {
+        "threads": torch.get_num_threads(),
+        "random numbers": [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()],
+        "data type": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "matrix products": torch.get_float32_matmul_precision(),
+        "recompile limit": torch._dynamo.config.recompile_limit,  # type: ignore[attr-defined]
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        "signals": [signal.getsignal(number) for number in SIGNALS],
+        "exceptions": [sys.excepthook, threading.excepthook],
+        "warnings": list(warnings.filters),
+        "log handlers": list(logging.root.handlers),
+    }
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:

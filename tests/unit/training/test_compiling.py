@@ -17,9 +17,9 @@ from torch import Tensor
 from seqtk.attention import Attention, AttentionConfig, Role, State, attentions
 from seqtk.checkpoint.model_file import load_tensors
 from seqtk.training.non_finite import NotFiniteError
-from seqtk.training.trainer import Trainer
+from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
-from tests.unit.training.helpers import losses, trainer
+from tests.unit.training.helpers import losses, process_state, tiny_config, trainer
 
 STATIC: dict[str, Any] = {"batch__shapes": 1, "validation__split": None, "max_updates": 4}
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ for torch.compile")
@@ -134,6 +134,14 @@ class TestGraphs:
         run.compilation.report()
         assert run.compilation.mode == "step"
         assert 1 <= run.compilation.graphs <= 3
+
+    def test_settings_of_the_compiler_are_restored(
+        self, tiny_corpus: Path, tmp_path: Path, tracing: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        before = process_state()
+        train(tiny_config(tiny_corpus, tmp_path, compile="blocks", max_updates=1, validation__split=None))
+        assert process_state() == before
 
     def test_non_finite_value_is_located_in_eager_mode(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="blocks", **STATIC)
