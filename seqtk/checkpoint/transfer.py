@@ -153,6 +153,20 @@ def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, st
             last = names
         elif what == "token" and len(names) == len(last) and own.isdisjoint(names) and own <= drawn.keys():
             found |= dict(zip(names, last, strict=True))
+    return found | _stored_projections(old, model)
+
+
+def _stored_projections(old: Tensors, model: Model) -> dict[str, str]:
+    """Returns new name → old name, for the projections of an adaptive head that the old model shared with its input."""
+    found: dict[str, str] = {}
+    shared: list[str] = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, AdaptiveEmbedding):
+            shared = [f"{prefix}.projections.{band}.weight" for band in range(1, len(module.projections))]
+        elif isinstance(module, AdaptiveHead) and f"{prefix}.classes" in old:
+            names = [f"{prefix}.projections.{number}" for number in range(len(module.projections))]
+            pairs = zip(names, shared, strict=False)
+            found |= {name: stored for name, stored in pairs if name not in old and stored in old}
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seqtk.checkpoint import model_file, trained_model
-from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.checkpoint.model_file import ModelFile, set_tensors, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
 from seqtk.corpora import demo
@@ -174,11 +174,32 @@ class TestSharedTables:
         table = tensors_of(old)["embedding.tokens.weight"]
         assert torch.equal(result.tensors["head.weight"][[4, 6, 7]], table[[7, 4, 5]])
 
-    def test_separate_adaptive_head_copies_shared_bands(self) -> None:
-        adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
-        old, new = (language_model("abcd", adaptive=adaptive, tie_embeddings=tied) for tied in (True, False))
+    @pytest.mark.parametrize("separate", ["tie_embeddings", "tie_projections"])
+    def test_separate_adaptive_head_copies_shared_weights(self, separate: str) -> None:
+        """The new model computes what the old model computes."""
+        adaptive = {"cutoffs": [5, 6], "input_factor": 2.0, "softmax_factor": 2.0}
+        old = language_model("abcd", adaptive=adaptive)
+        if separate == "tie_embeddings":
+            new = language_model("abcd", adaptive=adaptive, tie_embeddings=False)
+        else:
+            new = language_model("abcd", adaptive={**adaptive, "tie_projections": False})
         result = copied(old, new)
-        assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
+        assert names_of(result, Fate.FRESH) == []
+        assert (
+            "head.projections.1: not in the old model; copied from embedding.tokens.projections.2.weight."
+            in result.notes
+        )
+        set_tensors(new, result.tensors, source="old")
+        features_BTD = torch.randn(2, 3, old.config.dim)
+        assert torch.equal(new.head.log_probs(features_BTD), old.head.log_probs(features_BTD))
+
+    def test_adaptive_head_is_new_if_the_old_model_had_none(self) -> None:
+        """The projections of the old model were not those of a softmax."""
+        factors = {"cutoffs": [6], "input_factor": 2.0}
+        old = language_model("abcd", adaptive={**factors, "softmax_factor": None}, tie_embeddings=False)
+        new = language_model("abcd", adaptive={**factors, "softmax_factor": 2.0}, tie_embeddings=False)
+        fresh = names_of(copied(old, new), Fate.FRESH)
+        assert {"head.classes", "head.projections.0"} <= set(fresh)
 
     def test_head_is_not_copied_from_a_classifier(self) -> None:
         """A classifier has no output layer over the vocabulary: neither a separate one nor its embedding table."""
