@@ -816,6 +816,29 @@ def compiles_to_one_graph(subject: Subject) -> None:
         expect_close_all(actual, expected, "the compiled layer differs", 1e-5)
 
 
+@law(sizes=("short",), slow=True)
+def graphs_draw_new_random_numbers(subject: Subject) -> None:
+    """In training, each call in a compiled graph draws new random numbers, the same as in eager mode."""
+    torch.compiler.reset()
+    dropout: dict[str, Any] = {"dropout": 0.3} if subject.has("dropout") else {}
+    layer = subject.make(dtype=torch.float32, **dropout).train()
+    inputs = subject.inputs(layer)
+
+    def two_calls() -> list[Tensor]:
+        return [inputs.run(layer) for _ in range(2)]
+
+    def seeded(form: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Returns the outputs at positions that are not padding, and the next random numbers."""
+        with random_seed(1):
+            return [*(y_BTD[inputs.real] for y_BTD in form()), torch.rand(3, device=subject.device)]
+
+    expected = seeded(two_calls)
+    if torch.equal(expected[-1], seeded(list)[-1]):
+        return  # the layer draws no random numbers
+    actual = seeded(torch.compile(two_calls, fullgraph=True, backend="aot_eager"))
+    expect_close_all(actual, expected, "a compiled graph draws different random numbers than eager mode", 1e-4)
+
+
 @law(only_if=lambda subject: subject.device.type != "cpu")
 def devices_give_the_same(subject: Subject) -> None:
     """Outputs and gradients on an accelerator equal the CPU's, in float64."""

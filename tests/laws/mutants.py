@@ -496,6 +496,15 @@ class BranchesOnData(SoftmaxAttention):
         return (y_BTD if x_BTD.sum() > 0 else 1 * y_BTD), state
 
 
+class DrawsNothingInGraphs(SoftmaxAttention):
+    """Adds noise in training, which is a constant in a compiled graph."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        y_BTD, state = super().forward(x_BTD, *rest, **options)
+        noise = torch.rand(()) if self.training and not torch.compiler.is_compiling() else 0.5
+        return y_BTD + noise, state
+
+
 @dataclass(frozen=True)
 class ClassMutant:
     """A layer that breaks a law. The docstring of the layer describes the fault."""
@@ -564,4 +573,7 @@ CLASS_MUTANTS = [
     ClassMutant(DetachesValues, Role.ENCODER, "gradients_equal_finite_differences"),
     ClassMutant(DiffersInNaiveMode, Role.ENCODER, "naive_operations_give_the_same"),
 ]
-SLOW_MUTANTS = [ClassMutant(BranchesOnData, Role.ENCODER, "compiles_to_one_graph")]
+SLOW_MUTANTS = [
+    ClassMutant(BranchesOnData, Role.ENCODER, "compiles_to_one_graph"),
+    ClassMutant(DrawsNothingInGraphs, Role.ENCODER, "graphs_draw_new_random_numbers"),
+]

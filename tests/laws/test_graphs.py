@@ -2,22 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from seqtk.attention import Role, attentions
-from seqtk.config.schema import from_dict
-from tests.laws.graphs import MORE, Case, cases, layer_settings, outcome, with_weight_tensor
+from seqtk.testing.laws import LawCase, law_cases
+from tests.laws.graphs import MORE, Case, cases, outcome, with_weight_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = list(cases())
-DRAWING = ("reformer", "sinkhorn")
-"""Layers that draw random numbers other than dropout in each call. They are tested in every run of the slow tests."""
-LAYERS = [
-    pytest.param(kind, role, marks=[] if kind in DRAWING else [pytest.mark.matrix], id=f"{kind}-{role.name}")
-    for kind in attentions
-    for role in Role
-    if role in attentions.class_of(attentions.config_type(kind)).roles
+DRAWING = [
+    case
+    for kind in ("reformer", "sinkhorn")
+    for case in law_cases(kind, sizes=("short",), slow=True)
+    if case.law.name == "graphs_draw_new_random_numbers"
 ]
+"""Layers that draw random numbers other than dropout in each call, with their default settings."""
 
 
 def assert_equals_eager_mode(case: Case) -> None:
@@ -49,24 +46,10 @@ def test_every_layer_trains_in_one_graph(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "role"), LAYERS)
-def test_every_call_in_a_graph_draws_new_random_numbers(kind: str, role: Role) -> None:
-    """Calls a layer twice with the same input. A graph draws the same random numbers as eager mode in both calls."""
-    torch.compiler.reset()
-    sizes = {"dim": 16, "role": role, "memory_dim": 16 if role is Role.CROSS else None}
-    config = from_dict(attentions.config_type(kind), layer_settings(kind))
-    torch.manual_seed(0)
-    layer = attentions.build(config, **sizes).train()
-    x_BTD = torch.randn(2, 70, 16, requires_grad=True)
-
-    def call_twice() -> list[Tensor]:
-        return [layer(x_BTD, x_BTD if role is Role.CROSS else None)[0] for _ in range(2)]
-
-    results = []
-    for form in (call_twice, torch.compile(call_twice, backend="aot_eager", fullgraph=True)):
-        torch.manual_seed(1)
-        results.append([*form(), torch.get_rng_state()])
-    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("case", DRAWING, ids=str)
+def test_default_layer_draws_new_numbers_in_graphs(case: LawCase) -> None:
+    """The laws are checked with settings in which these layers draw no random numbers."""
+    case.check()
 
 
 def test_graph_does_not_depend_on_the_number_of_targets() -> None:

@@ -22,7 +22,7 @@ def test_layer_obeys_the_law(case: LawCase, device: torch.device) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", COMPILED, ids=str)
-def test_layer_compiles_into_one_graph(case: LawCase, device: torch.device) -> None:
+def test_layer_obeys_the_slow_law(case: LawCase, device: torch.device) -> None:
     case.check(device)
 
 
@@ -30,7 +30,7 @@ def test_layer_compiles_into_one_graph(case: LawCase, device: torch.device) -> N
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["softmax", "synthesizer_mixture", "linear"])
 def test_compiled_layer_has_the_gradients_of_eager_mode(kind: str, device: torch.device) -> None:
-    """Runs the code that torch generates. `test_layer_compiles_into_one_graph` only traces."""
+    """Runs the code that torch generates. `compiles_to_one_graph` only traces."""
     torch.compiler.reset()
     layer = first_subject(kind).make(dtype=torch.float32).to(device)
     x_BTD = torch.randn(2, 6, layer.dim, device=device)
