@@ -328,6 +328,10 @@ class ClassificationTask(TextTask):
                 "Resize the image to the size of the training images.",
             )
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Converts token ids to text."""
+        return self.tokenizer.decode(self.vocabulary.decode(ids))
+
     def _token_values(self) -> list[float]:
         """Returns the number that each token represents, which is NaN for special symbols.
 

@@ -62,6 +62,10 @@ class SampleTask(TextTask):
     def shortening(self, *, training: bool) -> str | None:
         return "task.tokens_per_sample to at most the limit" if training else None
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Converts token ids to text."""
+        return self.tokenizer.decode(self.vocabulary.decode(ids))
+
     def blocks(self, split: str, *, epoch: int = 1) -> TokenBlocks:
         """Returns the samples of a split."""
         source = self.open()
