@@ -227,8 +227,10 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
     if registry is not None and isinstance(value, str):
         return _default(registry, value, key)
     if not isinstance(value, Mapping):
-        wanted = f"the name of a registered {registry.kind} or " if registry else ""
-        raise UserError(f"{key}={written(value)}: must be {wanted}a mapping.")
+        if registry is not None:
+            raise UserError(f"{key}={written(value)}: must be the name of a registered {registry.kind} or a mapping.")
+        names = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise UserError(f"{key}={written(value)}: must be a mapping.", f"Its keys: {names}.")
     if registry is not None and "kind" in value:
         start = _default(registry, str(value["kind"]), key)
         value = {name: item for name, item in value.items() if name != "kind"}

@@ -157,7 +157,7 @@ def test_numbers_are_converted_to_the_field_type() -> None:
             3,
             "attention=3: must be the name of a registered toy layer or a mapping.",
         ),
-        ("model", "big", "model=big: must be a mapping."),
+        ("model", "big", "model=big: must be a mapping.\nIts keys: encoder, decoder, dropout."),
         ("model.encoder.depth", 2.5, "model.encoder.depth=2.5: must be a whole number."),
         ("model.encoder.depth", True, "model.encoder.depth=true: must be a whole number."),
         ("model.encoder.depth", None, "model.encoder.depth=null: must be a whole number."),
