@@ -1,6 +1,6 @@
 """The result of an evaluation, as text and as JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from seqtk.metrics import Output, Score, metrics
@@ -15,7 +15,7 @@ class Report:
     """Name of a metric → its score."""
     counts: dict[str, int]
     """Name → count, for example the number of sentences."""
-    outputs: list[Output]
+    outputs: list[Output] = field(repr=False)
     """The model's outputs in the order of the examples, or an empty list if nothing was decoded."""
 
     def to_dict(self) -> dict[str, Any]:

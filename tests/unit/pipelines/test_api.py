@@ -12,6 +12,7 @@ import seqtk
 from seqtk.checkpoint import model_file
 from seqtk.cli.evaluate import main as evaluate
 from seqtk.cli.generate import main as generate
+from seqtk.generation.search import SearchConfig
 from seqtk.utils.errors import UserError
 from tests.unit.cli.test_eval_lm import make
 from tests.unit.training.helpers import TINY, process_state
@@ -143,6 +144,12 @@ class TestEvaluate:
         evaluate([f"checkpoint={run.save_dir}", "split=valid", "decode=false"])
         assert capsys.readouterr().out.splitlines() == report.lines()
         assert report.scores["loss"].value == pytest.approx(run.load().info["loss"], rel=1e-5)
+
+    def test_report_is_displayed_without_the_outputs(self, run: seqtk.Run) -> None:
+        report = run.load().evaluate(split="valid", search=SearchConfig(beam=1, max_length_b=5))
+        assert report.outputs
+        assert "bleu" in repr(report)
+        assert report.outputs[0].source not in repr(report)
 
     def test_evaluating_an_ensemble_is_refused(self, run: seqtk.Run) -> None:
         with pytest.raises(UserError, match="several models"):
