@@ -20,6 +20,16 @@ Tokens = Literal["sentencepiece", "words", "lowercase_words", "characters", "byt
 
 LineEnd = Literal["eos", "newline"]
 
+_OF_NEW_MODELS = (
+    "vocab_size",
+    "model_type",
+    "character_coverage",
+    "byte_fallback",
+    "hard_vocab_limit",
+    "sentencepiece_lines",
+)
+_OF_COUNTED_TOKENS = ("threshold", "nwords")
+
 _COUNTED_BYTES = 2 << 20  # with blocks of this size, adding their counts takes little time
 
 
@@ -117,6 +127,9 @@ def make_specs(
         raise UserError("target_dict= and target_sentencepiece= require two languages and joint=false.")
     models = (config.sentencepiece, config.target_sentencepiece)
     dictionaries = (config.source_dict, config.target_dict)
+    _check_has_effect(
+        config, new_model=None in models[: 1 + separate], new_dictionary=None in dictionaries[: 1 + separate]
+    )
     if not separate:
         spec = _make_spec(config, models[0], dictionaries[0], train, workers=workers, notify=notify)
         return [spec] * len(config.langs)
@@ -152,6 +165,19 @@ def _make_spec(
     tokenizer = tokenizer or _train(config, _require(train), notify=notify)
     vocabulary = Vocabulary.load(dictionary) if dictionary else tokenizer.vocabulary().padded(config.padding_factor)
     return LanguageSpec(vocabulary, tokenizer, counted=dictionary is None)
+
+
+def _check_has_effect(config: VocabularyConfig, *, new_model: bool, new_dictionary: bool) -> None:
+    """Raises UserError if a setting of new SentencePiece models, or of counted words or characters, has no effect."""
+    trains = new_model and config.tokens == "sentencepiece"
+    counts = new_dictionary and config.tokens in ("words", "lowercase_words", "characters")
+    for names, used, about in (
+        (_OF_NEW_MODELS, trains, "It is a setting of new SentencePiece models. For words or characters, set nwords=."),
+        (_OF_COUNTED_TOKENS, counts, "It is a setting of new dictionaries of words or characters."),
+    ):
+        for name in names:
+            if not used and getattr(config, name) != getattr(VocabularyConfig, name):
+                raise UserError(f"{name}={getattr(config, name)} has no effect here.", about, "Remove it.")
 
 
 def _check_settings(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:

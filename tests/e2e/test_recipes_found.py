@@ -66,7 +66,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         workers=1,
     )
     preprocess(pairs)
-    preprocess(replace(pairs, target_lang=None, tokens="bytes", destdir=str(folder / "text")))
+    monolingual = replace(pairs, target_lang=None, tokens="bytes", vocab_size=PreprocessConfig.vocab_size)
+    preprocess(replace(monolingual, destdir=str(folder / "text")))
     labelled = {name: write_labelled(folder / name, sides=sides) for name, sides in LABELLED.items()}
     return {"pairs": folder / "pairs", "text": folder / "text", **labelled}
 

@@ -46,10 +46,10 @@ def _config(text: Path, **changes: Any) -> PreprocessConfig:
         train=f"{text}/train",
         valid=(f"{text}/valid",),
         destdir=f"{text}/bin",
-        vocab_size=64,
         workers=1,
     )
-    return replace(start, **changes)
+    trains = not {"tokens", "sentencepiece"} & changes.keys()
+    return replace(start, **({"vocab_size": 64} if trains else {}) | changes)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -153,15 +153,15 @@ def test_raw_and_tokenized_text_give_equal_data_bins(text: Path) -> None:
         lines = (text / name).read_text(encoding="utf-8").split("\n")[:-1]
         pieces = "".join(" ".join(tokenizer.encode(line)) + "\n" for line in lines)
         (text / f"pieces.{name}").write_text(pieces, encoding="utf-8")
-    pieces_config = replace(_config(text), train=f"{text}/pieces.train", valid=(f"{text}/pieces.valid",))
-    preprocess(replace(pieces_config, tokens="words", destdir=f"{text}/tokenized", sentencepiece=str(model)))
+    pieces_config = replace(
+        _config(text, tokens="words"), train=f"{text}/pieces.train", valid=(f"{text}/pieces.valid",)
+    )
+    preprocess(replace(pieces_config, destdir=f"{text}/tokenized", sentencepiece=str(model)))
     dictionary = str(text / "tokenized" / "dict.en.txt")
     with (text / "tokenized" / "dict.en.txt").open("a", encoding="utf-8") as file:
         file.write("☃ 1\n")  # a word that the model does not know
     raw = _config(text, destdir=f"{text}/raw", sentencepiece=str(model), source_dict=dictionary)
-    tokenized = replace(
-        pieces_config, tokens="words", destdir=f"{text}/again", sentencepiece=str(model), source_dict=dictionary
-    )
+    tokenized = replace(pieces_config, destdir=f"{text}/again", sentencepiece=str(model), source_dict=dictionary)
     preprocess(raw)
     preprocess(tokenized)
     assert DataBin(text / "raw").vocabulary("en").id("☃") in DataBin(text / "raw").split("valid", "en")[0]
@@ -231,6 +231,8 @@ def test_failed_preprocessing_leaves_no_directory(text: Path) -> None:
         ({"sentencepiece": "{text}/m"}, "no SentencePiece model"),
         ({"target_dict": "{text}/d"}, "joint=false"),
         ({"source_lang": "fr"}, "no text"),
+        ({"tokens": "words", "vocab_size": 9}, "vocab_size=9 has no effect"),
+        ({"nwords": 9}, "nwords=9 has no effect"),
         ({"vocab_size": 9999, "hard_vocab_limit": True}, r"set vocab_size to \d+ or less"),
         ({"valid": ("{text}/empty",)}, "is empty"),
         ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
@@ -305,8 +307,9 @@ class TestTextAndTokens:
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
     def test_decodable_size_is_none_for_lossless_tokens(self, tmp_path: Path, tokens: Any) -> None:
         (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
+        size = {"vocab_size": 12} if tokens == "sentencepiece" else {}
         config = PreprocessConfig(
-            tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
+            tokens=tokens, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1, **size
         )
         assert preprocess(config).splits["train"].kept is None
 
