@@ -166,8 +166,8 @@ class ClassificationTask(TextTask):
             for lang in self._langs(source)[1:]:
                 source.use(lang, self.vocabulary, self.tokenizer)
             self.classes = source.classes()
-            self.class_weights = self._weights(source)
             self.pixels = self._pixels(source)
+            self.class_weights = self._weights(source)
         else:
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
