@@ -73,6 +73,11 @@ def main(config: GenerateConfig) -> None:
     search = pipeline.resolve(config)
     if not isinstance(pipeline, TranslationPipeline):
         sentences = _prompts(config, pipeline)  # type: ignore[arg-type]
+    elif config.score_reference and config.format == "text":
+        raise UserError(
+            "score_reference=true is not possible with format=text, which writes no scores.",
+            "Set format=json or format=fairseq.",
+        )
     elif config.input is None:
         sentences = pipeline.split(config.split or "test", data=config.data, prefix_size=config.prefix_size)
     else:
@@ -109,11 +114,6 @@ def _check(config: GenerateConfig) -> None:
         raise UserError("prefix= and prefix_size= are both set.", "Set only one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
         raise UserError("score_reference= and prefix_size= require references.", "Set reference=FILE.")
-    if config.score_reference and config.format == "text":
-        raise UserError(
-            "score_reference=true is not possible with format=text, which writes no scores.",
-            "Set format=json or format=fairseq.",
-        )
     if config.workers and config.device == "cuda":
         raise UserError("workers= is not possible with device=cuda.", "Remove it, or set device=cpu.")
     inputs = {key: getattr(config, key) for key in ("checkpoint", "input", "reference", "prefix")}

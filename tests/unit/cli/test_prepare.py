@@ -118,7 +118,7 @@ def test_recipe_of_every_labelled_set_exists() -> None:
     assert {labelled.recipe for labelled in LABELLED_SETS.values()} <= set(recipe_names())
 
 
-def test_printed_recipe_depends_on_the_length_of_expressions() -> None:
+def test_printed_recipe_depends_on_the_lengths() -> None:
     assert (MiniListOpsConfig().recipe, MiniListOpsConfig(max_length=130).recipe) == (None, "lra_listops_small")
 
 

@@ -28,4 +28,5 @@ class TestSharedEmbeddings:
 
     def test_older_models_that_share_it_still_load(self, other_target: TranslationConfig) -> None:
         task = tasks.build(other_target, assets=tasks.build(other_target).assets())
-        task.model(TransformerConfig(dim=8, heads=2))
+        model = task.model(TransformerConfig(dim=8, heads=2))
+        assert model.source_embedding.tokens is model.target_embedding.tokens
