@@ -86,6 +86,11 @@ class TransformerClassifier(Model):
                 "task.pool=cls is not possible with model.causal=true: the class vector comes first and sees no text.",
                 "Set task.pool=last or task.pool=mean.",
             )
+        elif config.encoder.stem_layers:
+            raise UserError(
+                "model.causal=true is not possible with a stem: its convolutions also read later positions.",
+                "Set model.encoder.stem_layers=0.",
+            )
         role = Role.CAUSAL if config.causal else Role.ENCODER
         self.encoder = Encoder(config.encoder, options=config.options(config.encoder), role=role)
         self.max_source_length = self.encoder.max_source_length(config.max_source_length, further=front)

@@ -69,6 +69,10 @@ def test_loss_statistics_include_correct_predictions() -> None:
 
 
 class TestCausal:
+    def test_stem_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"model\.encoder\.stem_layers=0"):
+            model("last", causal=True, encoder={"stem_layers": 1})
+
     def test_features_do_not_depend_on_later_tokens(self) -> None:
         classifier, first = model("last", causal=True), batch()
         changed = first.source_BS.clone()
