@@ -36,8 +36,8 @@ def command(
 
     Args:
         program: The name of the command.
-        config_type: The config dataclass, or its dotted name. A name is imported late, so that an unknown recipe is
-            reported before torch is imported.
+        config_type: The config dataclass, or its name in the form `module:Class`. A name is imported late, so that an
+            unknown recipe is reported before torch is imported.
         recipes: True if the command accepts `recipe=` and `--multirun`, and runs in the processes that srun started.
         first: The key that a first argument without a key sets. If this key accepts a list of texts, it is set to the
             list of all arguments without a key at the start of the command line.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from seqtk.interop import ExportConfig
 
 
-@command("seqtk-export", "seqtk.interop.ExportConfig")
+@command("seqtk-export", "seqtk.interop:ExportConfig")
 def main(config: "ExportConfig") -> None:
     """Export a model to another format: seqtk-export checkpoint=PATH format=NAME [format.KEY=VALUE …] output=PATH."""
     for key in ("checkpoint", "output"):

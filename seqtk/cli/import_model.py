@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from seqtk.interop import Importer, ImportModelConfig
 
 
-@command("seqtk-import", "seqtk.interop.ImportModelConfig")
+@command("seqtk-import", "seqtk.interop:ImportModelConfig")
 def main(config: "ImportModelConfig") -> None:
     """Import a model from another format: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=FILE."""
     if not config.checkpoint:

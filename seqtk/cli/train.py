@@ -25,7 +25,7 @@ def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
         )
 
 
-@command("seqtk-train", "seqtk.training.config.TrainConfig", recipes=True, check=_check_replay)
+@command("seqtk-train", "seqtk.training.config:TrainConfig", recipes=True, check=_check_replay)
 def main(config: "TrainConfig") -> None:
     """Train a model, or resume a run: seqtk-train recipe=NAME [key=value …].
 

@@ -80,13 +80,27 @@ def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen[0].name == "y"
 
 
-def test_config_class_may_be_given_by_its_dotted_name() -> None:
-    @command("seqtk-late", f"{__name__}.ToyConfig")
+def test_config_class_may_be_given_by_its_name() -> None:
+    @command("seqtk-late", f"{__name__}:ToyConfig")
     def late(config: ToyConfig) -> None:
         seen.append(config)
 
     late([])
     assert seen == [ToyConfig()]
+
+
+def test_error_in_the_module_of_a_config_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "late_config"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "broken.py").write_text("raise ImportError('no such library')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @command("seqtk-late", "late_config.broken:Config")
+    def late(config: ToyConfig) -> None: ...
+
+    with pytest.raises(ImportError, match="no such library"):
+        late([])
 
 
 def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
