@@ -55,7 +55,7 @@ def check_run(run: "Trainer") -> None:
         _check_training_examples(run, name, corpus)
     for name, dataset in validated.items():
         _check_lengths(run, name, dataset, np.arange(len(dataset)), advice="remove them from the validation text")
-    for name, dataset in {"training": train_set, **validated}.items():
+    for name, dataset in (("training", train_set), *validated.items()):
         _check_truncation(run, name, dataset)
 
 

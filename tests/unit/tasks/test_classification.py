@@ -204,6 +204,14 @@ class TestTruncation:
             assert run.train_set.sizes_ND.max() == run.config.model.max_source_length
         assert len(advice) == 2
 
+    def test_validation_set_named_training_hides_no_error(self, texts: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(texts, tmp_path / "texts")
+        (folder / "short.txt").write_text("yes\tk0\n")
+        settings = {"attention": "synthesizer_random", "attention__max_length": 5, "model__max_source_length": 6}
+        settings |= {"task__truncate": True, "task__pool": "mean", "validation__split": "training"}
+        with pytest.raises(UserError, match=r"would truncate .* training examples"):
+            trainer(folder, tmp_path, **settings, validation__sets=[{"split": "short", "name": "training"}])
+
     def test_class_vector_counts_toward_max_length(self, texts: Path) -> None:
         task = task_of(texts, pool="cls")
         model = model_of(task, attention={"kind": "synthesizer_random", "max_length": 9})
