@@ -97,7 +97,7 @@ def read_labelled(path: str, columns: Columns, *, array_texts: bool = True) -> I
     if columns.lengths is not None:
         raise UserError(f"columns.lengths={columns.lengths} has no effect on {path}, which is not a NumPy file.")
     if not columns.text:
-        raise UserError("columns.text=[] names no column.", "Set it to the name or the number of a column.")
+        raise UserError("columns.text=[] names no column.", _KEYS_OF_COLUMNS)
     keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
     count, found = len(columns.text), False
     for number, fields in _records(path, keys):

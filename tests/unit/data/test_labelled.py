@@ -80,7 +80,7 @@ class TestErrors:
         assert len(str(caught.value).splitlines()) <= 3
 
     def test_empty_list_of_text_columns_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"columns\.text=\[\]"):
+        with pytest.raises(UserError, match=r"(?s)columns\.text=\[\].*in seqtk-train, task\.source\.text="):
             read(write(tmp_path, "tsv"), Columns(text=()))
 
     def test_missing_file_is_refused(self, tmp_path: Path) -> None:
