@@ -135,6 +135,7 @@ class TestGraphs:
         assert run.compilation.mode == "step"
         assert 1 <= run.compilation.graphs <= 3
 
+    @pytest.mark.slow
     def test_settings_of_the_compiler_are_restored(
         self, tiny_corpus: Path, tmp_path: Path, tracing: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
