@@ -36,7 +36,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
         plan = run.plan()
-        if not plan:  # the batch settings changed, and no usable example is left in this epoch
+        while not plan:  # the batch settings changed, and no usable example is left in the epoch
             run.state = run.state.replace(position=Position(run.state.position.epoch + 1))
             plan = run.plan()
         for line in itertools.chain(
