@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from seqtk.config.fields import setting
+from seqtk.config.fields import setting, written
 from seqtk.data.char_tokenizer import byte_vocabulary, count_characters
 from seqtk.data.corpus import Text, TextConfig, read_blocks, sample_lines
 from seqtk.data.tokenizer import Tokenizer
@@ -28,7 +28,9 @@ _OF_NEW_MODELS = (
     "hard_vocab_limit",
     "sentencepiece_lines",
 )
+"""Settings that only the training of a SentencePiece model uses."""
 _OF_COUNTED_TOKENS = ("threshold", "nwords")
+"""Settings that only a new dictionary of counted tokens uses."""
 
 _COUNTED_BYTES = 2 << 20  # with blocks of this size, adding their counts takes little time
 
@@ -177,7 +179,7 @@ def _check_has_effect(config: VocabularyConfig, *, new_model: bool, new_dictiona
     ):
         for name in names:
             if not used and getattr(config, name) != getattr(VocabularyConfig, name):
-                raise UserError(f"{name}={getattr(config, name)} has no effect here.", about, "Remove it.")
+                raise UserError(f"{name}={written(getattr(config, name))} has no effect here.", about, "Remove it.")
 
 
 def _check_settings(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:

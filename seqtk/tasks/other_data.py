@@ -117,7 +117,7 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def _encode(path: Path, databin: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-    """Writes a data-bin whose split `test` is the text at `path`, and two more files beside it.
+    """Writes a data-bin whose split `test` is the text at `path`, and writes the vocabulary and tokenizer next to it.
 
     If line feeds were tokens in training, they are tokens here too. Otherwise, each line ends in EOS.
     """

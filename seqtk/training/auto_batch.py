@@ -106,7 +106,7 @@ def _largest(run: "Trainer", *, least: int, limit: int | None) -> int:
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (run.config.batch.max_length or np.inf)]
     if not len(order_N):
-        return limit or CPU_TOKENS  # there is no usable example, so planning the epoch will raise an error
+        return limit or CPU_TOKENS  # there is no usable example, so `check_run` will raise an error
     most = limit or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
     if device.type == "cuda":

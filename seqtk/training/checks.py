@@ -90,8 +90,10 @@ def _corpora(run: "Trainer") -> Iterator[tuple[str, Dataset]]:
     for number, examples in enumerate(run.train_sets, start=1):
         if isinstance(examples, MixedExamples):
             yield from zip(examples.names, examples.corpora, strict=True)
+        elif len(run.train_sets) > 1:
+            yield f"shard {number} of {run.config.task.data}", examples
         else:
-            yield f"shard {number} of " * (len(run.train_sets) > 1) + run.config.task.data, examples
+            yield run.config.task.data, examples
 
 
 def _check_training_examples(run: "Trainer", name: str, corpus: Dataset) -> None:

@@ -104,8 +104,8 @@ def _check_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> None:
 def _has_same_data(saved: Checkpoint, before: TrainConfig, run: "Trainer") -> bool:
     """Compares the training data of a checkpoint with config `before` with the data of the run.
 
-    Fingerprints of older versions are prefixes of current ones. They lack shards after the first, so a shard that was
-    added (`task.data=A` → `A,B`) would look like an older version.
+    Fingerprints of older versions are prefixes of current ones. They do not include shards after the first, so a shard
+    that was added (`task.data=A` → `A,B`) would look like an older version.
     """
     then, now = saved.state.corpus, run.state.corpus
     is_moved = _data_of(before) != _data_of(run.config)

@@ -164,18 +164,19 @@ class TestRefusals:
         assert len(str(caught.value).splitlines()) <= 3
         assert [each.name for each in tmp_path.iterdir()] == ["train.npz"]
 
-    def test_header_larger_than_its_file_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("header", "wrong", "message"),
+        [
+            (b"(6, 4, 4)", b"(9**9,4) ", r"train\.npy"),
+            (b"NUMPY\x01\x00", b"NUMPY\x04\x00", r"train\.npy is in version 4\.0"),
+        ],
+        ids=["shape", "version"],
+    )
+    def test_wrong_header_is_refused(self, header: bytes, wrong: bytes, message: str, tmp_path: Path) -> None:
         np.save(tmp_path / "train.npy", IMAGES)
         content = (tmp_path / "train.npy").read_bytes()
-        (tmp_path / "train.npy").write_bytes(content.replace(b"(6, 4, 4)", b"(9**9,4) "))
-        with pytest.raises(UserError, match=r"train\.npy"):
-            make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
-
-    def test_error_names_an_unknown_version_of_the_format(self, tmp_path: Path) -> None:
-        np.save(tmp_path / "train.npy", IMAGES)
-        content = (tmp_path / "train.npy").read_bytes()
-        (tmp_path / "train.npy").write_bytes(content.replace(b"NUMPY\x01\x00", b"NUMPY\x04\x00"))
-        with pytest.raises(UserError, match=r"train\.npy is in version 4\.0"):
+        (tmp_path / "train.npy").write_bytes(content.replace(header, wrong))
+        with pytest.raises(UserError, match=message):
             make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
 
     @pytest.mark.parametrize("settings", [{"tokens": "words"}, {"vocab_size": 9}, {"threshold": 2}, {"max_length": 3}])
